@@ -1,0 +1,8 @@
+"""`python -m mini_chat STAGE ...` is the same as `mini-chat STAGE ...`."""
+
+import sys
+
+from mini_chat.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
