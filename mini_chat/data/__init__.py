@@ -1,0 +1,1 @@
+"""From what users bring to token shards: a file per step."""
