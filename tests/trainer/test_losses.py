@@ -1,0 +1,68 @@
+"""The losses: chunks change nothing, and DPO is the formula of the paper."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tiny import recorded
+
+from mini_chat.trainer import losses
+from mini_chat.trainer.losses import dpo_loss, token_nll
+
+
+@pytest.mark.parametrize("positions", [0, 1, 6, 7, 20])
+def test_chunks_change_neither_the_loss_nor_its_gradients(positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    hidden, head, labels = torch.randn(positions, 8), torch.randn(11, 8), torch.randint(0, 11, (positions,))
+    weights = torch.rand(positions)
+    results = []
+    for chunk_logits in (7 * 11, 1 << 24):
+        monkeypatch.setattr(losses, "CHUNK_LOGITS", chunk_logits)
+        h, w = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+        nll = token_nll(h, w, labels)
+        (nll * weights).sum().backward()
+        results.append((nll, h.grad, w.grad))
+    h, w = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+    direct = -(h @ w.T).log_softmax(-1)[torch.arange(positions), labels]
+    (direct * weights).sum().backward()
+    for result in results:
+        for given, expected in zip(result, (direct, h.grad, w.grad), strict=True):
+            torch.testing.assert_close(given, expected)
+
+
+def test_products_come_in_few_sizes_whatever_the_number_of_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(losses.F, "linear", recorded(sizes, lambda x, w: len(x), losses.F.linear))
+    for positions in range(1, 1024, 7):
+        assert len(token_nll(torch.randn(positions, 4), torch.randn(10, 4), torch.ones(positions).long())) == positions
+    assert set(sizes) == {256, 512, 768, 1024}
+
+
+def test_no_more_logits_exist_at_once_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", 50)
+    sizes: list[int] = []
+    monkeypatch.setattr(losses.F, "linear", recorded(sizes, lambda x, w: len(x) * len(w), losses.F.linear))
+    token_nll(torch.randn(100, 4), torch.randn(10, 4), torch.zeros(100, dtype=torch.long))
+    assert len(sizes) == 20 and max(sizes) == 50
+
+
+def test_dpo_loss_of_a_case_computed_by_hand() -> None:
+    # Pair 1: the chosen answer gained 2 nats on the reference and the rejected one lost 1: margin 0.5 · 3 = 1.5,
+    # loss -ln σ(1.5) = ln(1 + e^-1.5) = 0.2014. Pair 2: chosen lost 1, rejected gained 1: margin -1, loss
+    # ln(1 + e) = 1.3133. Pair 3: as the reference: margin 0, loss ln 2.
+    chosen, rejected = torch.tensor([-3.0, -6.0, -2.0]), torch.tensor([-9.0, -4.0, -7.0])
+    reference_chosen, reference_rejected = torch.tensor([-5.0, -5.0, -2.0]), torch.tensor([-8.0, -5.0, -7.0])
+    loss, margin = dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta=0.5)
+    assert margin.tolist() == pytest.approx([1.5, -1.0, 0.0])
+    assert loss.tolist() == pytest.approx([0.201413, 1.313262, math.log(2)], abs=1e-6)
+
+
+def test_dpo_gradient_raises_the_chosen_answer_and_lowers_the_rejected() -> None:
+    chosen, rejected = torch.tensor([-3.0], requires_grad=True), torch.tensor([-3.0], requires_grad=True)
+    loss, _ = dpo_loss(chosen, rejected, torch.tensor([-3.0]), torch.tensor([-3.0]), beta=0.2)
+    loss.sum().backward()
+    assert chosen.grad is not None and rejected.grad is not None
+    assert float(chosen.grad) == pytest.approx(-0.1)  # β · σ(-margin)
+    assert float(rejected.grad) == pytest.approx(0.1)
