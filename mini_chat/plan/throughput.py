@@ -1,0 +1,110 @@
+"""How long a step takes: the work of each kind, over the machine's rate for it, times a measured constant.
+
+A roofline (Williams et al. 2009) summed over the parts of a step: products run at a share of the matrix-product rate,
+what is between them at a share of the memory's rate, and each layer has a cost of its own that no size makes smaller.
+Small models spend their time on the latter two, large ones on the first; one fixed share of the limit fits neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from mini_chat.config import Model, Training
+from mini_chat.plan.machines import Machine
+from mini_chat.plan.memory import FLOAT32, Compute, layer_bytes_per_token
+from mini_chat.plan.parameters import Parameters, attention_flops_per_token, key_width, query_width
+from mini_chat.plan.rates import TimeRates
+
+ADAMW_BYTES = 7 * FLOAT32 + 3 * FLOAT32
+"""Per parameter and step: weight, gradient and two moments read, three of them written; the gradient clipped."""
+MUON_BYTES = 10 * FLOAT32
+"""Per parameter and step, without the products: momentum, update, stack, norm, copy, weight."""
+NEWTON_SCHULZ_STEPS = 5
+RECOMPUTED_SCORES = 7 / 6
+"""Attention makes its scores again in the backward pass: seven products where six count (arXiv:2205.14135)."""
+FORWARD_SHARE = 1 / 3
+"""Of a step's work: 2 of 6 FLOPs a weight."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step would take at the machine's own rates [seconds]; the last two are counts.
+
+    Args:
+        products: those with weights, at the matrix-product rate.
+        attention: attention's own products, at the same.
+        traffic: activations and logits that go through memory once, at the memory's rate.
+        optimizer: the optimiser's traffic and products.
+        layer_seconds: layers times micro-batches.
+        expert_seconds: experts of all layers times micro-batches: a product of its own for each, of ever new sizes.
+    """
+
+    products: float
+    attention: float
+    traffic: float
+    optimizer: float
+    layer_seconds: float
+    expert_seconds: float
+
+    def seconds(self, rates: TimeRates) -> float:
+        """What the step takes."""
+        factors = asdict(rates)
+        return float(sum(factors[kind] * amount for kind, amount in asdict(self).items()))
+
+
+def step_work(
+    model: Model,
+    parameters: Parameters,
+    settings: Training,
+    vocab_size: int,
+    compute: Compute,
+    machine: Machine,
+    keys: float,
+    gpus: int = 1,
+) -> Work:
+    """The work of an optimiser step on each of so many devices, which share out its rows.
+
+    Args:
+        keys: that a token sees on average.
+    """
+    tokens = settings.batch_tokens / gpus
+    micro_batches = max(1.0, tokens / settings.micro_tokens)
+    layers = model.num_hidden_layers
+    again = FORWARD_SHARE if settings.gradient_checkpointing else 0.0
+    in_layers = 6 * (parameters.layer_matrices - parameters.idle)
+    flops = parameters.training_flops_per_token + again * in_layers
+    attention = attention_flops_per_token(model, keys) * (RECOMPUTED_SCORES + again)
+    traffic = layers * layer_bytes_per_token(model, compute) * (1 + again) + vocab_size * (3 * FLOAT32 + 4)
+    return Work(
+        products=tokens * flops / machine.matmul_flops,
+        attention=tokens * attention / machine.matmul_flops,
+        traffic=tokens * traffic / machine.memory_rate,
+        optimizer=optimizer_seconds(model, parameters, settings.optimizer, machine, gpus),
+        layer_seconds=layers * micro_batches * (1 + again),
+        expert_seconds=layers * model.num_experts * micro_batches * (1 + again),
+    )
+
+
+def optimizer_seconds(model: Model, parameters: Parameters, optimizer: str, machine: Machine, gpus: int) -> float:
+    """Traffic and products of an update at the machine's rates; several devices share Muon's products out [seconds]."""
+    muon = parameters.hidden_matrices if optimizer == "muon" else 0
+    traffic = ADAMW_BYTES * (parameters.total - muon) + MUON_BYTES * muon
+    return traffic / machine.memory_rate + (orthogonalisation_flops(model) / machine.matmul_flops / gpus if muon else 0)
+
+
+def orthogonalisation_flops(model: Model) -> float:
+    """Muon's Newton-Schulz products for all matrices of the layers [FLOP]: r²c, r³ and r²c, twice each, r ≤ c."""
+    hidden = model.hidden_size
+    shapes = [(query_width(model), hidden)] * 2 + [(key_width(model), hidden)] * 2
+    if not model.num_experts:
+        shapes += [(model.intermediate_size, hidden)] * 3
+    flops = 0.0
+    for shape in shapes:
+        r, c = sorted(shape)
+        flops += NEWTON_SCHULZ_STEPS * 2 * (2 * r * r * c + r**3)
+    return model.num_hidden_layers * flops
+
+
+def exchange_seconds(parameters: Parameters, machine: Machine, gpus: int) -> float:
+    """The gradients' ring all-reduce among so many devices, 2(N - 1)/N of them over each link; nothing hides it."""
+    return 2 * (gpus - 1) / gpus * FLOAT32 * parameters.total / machine.link_rate
