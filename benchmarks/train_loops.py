@@ -1,0 +1,168 @@
+"""One training loop in one process: what `benchmarks.train_speed` starts, several times each and in turn.
+
+    python -m benchmarks.train_loops LOOP SHAPE STEPS
+
+LOOP is one of
+- plain: what the users of the peers run on a CPU. transformers' `Qwen3ForCausalLM` in float32, AdamW, the logits of
+  the whole batch and torch's cross-entropy;
+- bf16: the same under `torch.autocast(bfloat16)`;
+- ours: `mini_chat.trainer.loop.train`, as `mini-chat pretrain` calls it, with AdamW for all parameters, so that the
+  update is the same for all three;
+- packed: ours, on rows of packed short documents (median 200 tokens) instead of one document a row;
+- muon: ours with its own optimisers.
+
+Prints one JSON object: seconds of each step, tokens of a step, peak memory, and the measured matrix-product rate.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from mini_chat.cli import prepare_environment
+from mini_chat.pipeline import peak_memory_bytes
+
+SEED = 1
+MEDIAN_DOCUMENT = 200  # tokens
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model and a batch."""
+
+    model: dict[str, Any]
+    rows: int
+    row_tokens: int
+
+
+WIDE = {"vocab_size": 32_000, "max_position_embeddings": 2048}  # the rest is the default: the 124M model
+SMALL = {
+    "vocab_size": 6400,
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+SHAPES = {
+    "124m": Shape(WIDE, 2, 1024),
+    "124m-memory": Shape(WIDE, 8, 1024),
+    "small": Shape(SMALL, 8, 512),
+}
+
+
+def stock(shape: Shape, steps: int, autocast: bool) -> list[float]:
+    """Seconds of each step of the loop over transformers' own model."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from mini_chat.model import SLMConfig
+
+    config = Qwen3Config(**SLMConfig(**shape.model).to_dict())
+    torch.manual_seed(SEED)
+    model = Qwen3ForCausalLM(config).float()
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
+    seconds = []
+    for _ in range(steps):
+        tokens = torch.randint(0, config.vocab_size, (shape.rows, shape.row_tokens))
+        began = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+class RandomRows:
+    """Stands for `PackedDocuments`: rows of random tokens, of one document each or of short ones."""
+
+    def __init__(self, shape: Shape, short: bool) -> None:
+        self.shape, self.short = shape, short
+        self.documents = SimpleNamespace(directory=Path("nowhere"))
+        self.draw = np.random.default_rng(SEED)
+
+    def __len__(self) -> int:
+        return 1 << 30
+
+    def batch(self, first: int, count: int) -> Any:
+        """The next rows, whatever their number."""
+        from mini_chat.data.packing import Batch
+
+        length = self.shape.row_tokens
+        ids, positions = np.zeros((count, length), np.int64), np.zeros((count, length), np.int64)
+        documents = 0
+        for row in range(count):
+            at = 0
+            while at < length:
+                size = int(self.draw.lognormal(np.log(MEDIAN_DOCUMENT), 0.8)) + 1 if self.short else length
+                size = min(size, length - at)
+                ids[row, at : at + size], positions[row, at : at + size] = documents, np.arange(size)
+                at, documents = at + size, documents + 1
+        tokens = self.draw.integers(0, self.shape.model["vocab_size"], (count, length))
+        tensors = (torch.from_numpy(array) for array in (tokens, tokens.copy(), positions, ids))
+        return Batch(list(range(documents)), *tensors)
+
+
+def ours(shape: Shape, steps: int, short: bool, optimizer: str) -> list[float]:
+    """Seconds of each step of our loop, from what it logs of itself."""
+    from mini_chat.config import Machine, Pretrain
+    from mini_chat.console import set_quiet
+    from mini_chat.device import choose
+    from mini_chat.model import SLMConfig, SLMForCausalLM
+    from mini_chat.trainer.language_modelling import LanguageModelling
+    from mini_chat.trainer.loop import train
+
+    set_quiet(True)
+    torch.manual_seed(SEED)
+    model = SLMForCausalLM(SLMConfig(**shape.model))
+    settings = Pretrain.model_validate(
+        {
+            "steps": steps,
+            "row_tokens": shape.row_tokens,
+            "batch_tokens": shape.rows * shape.row_tokens,
+            "micro_tokens": shape.rows * shape.row_tokens,
+            "optimizer": optimizer,
+            "lr_max": 5e-4,
+            "log_every": 1,
+            "eval_every": 1 << 30,
+            "checkpoint_every": 1 << 30,
+        }
+    )
+    task = LanguageModelling("pretrain", RandomRows(shape, short), {}, np.zeros(0), 1, shape.rows)  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as scratch:
+        train(model, task, settings, Path(scratch), choose(Machine(compile="on")), {})
+        lines = (Path(scratch) / "metrics.jsonl").read_text().splitlines()
+    rates = [record["tokens_per_second"] for record in map(json.loads, lines) if "tokens_per_second" in record]
+    # The rate that the loop shows is that of the last 20 steps together, and there are no more.
+    assert len(rates) <= 20
+    ends = [number * shape.rows * shape.row_tokens / rate for number, rate in enumerate(rates, 1)]
+    return [end - before for before, end in zip([0.0, *ends], ends, strict=False)]
+
+
+def main(loop: str, name: str, steps: int) -> None:
+    """Run one loop and print what it took."""
+    shape = SHAPES[name]
+    if loop in {"plain", "bf16"}:
+        seconds = stock(shape, steps, autocast=loop == "bf16")
+    else:
+        prepare_environment()
+        seconds = ours(shape, steps, loop == "packed", "muon" if loop == "muon" else "adamw")
+    tokens = shape.rows * shape.row_tokens
+    print(json.dumps({"seconds": seconds, "tokens": tokens, "peak_bytes": peak_memory_bytes()}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
