@@ -1,6 +1,7 @@
 # make demo    sets everything up and runs the whole pipeline on the embedded world
 # make test    sets everything up and passes the tests
 # make bench-data DATA=...   measures the corpus stages beside what a user would take instead
+# make bench-train DATA=...  measures training: speed, quality, survival, and the plan beside real runs
 # make setup   what both begin with; PYTHON=python3.12 picks another Python
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 CLUSTER_STAMP := $(VENV)/.installed-cluster
 DATA ?= $(MINI_CHAT_DATA)
 
-.PHONY: demo test test-slow bench-data lint setup real chat lock clean
+.PHONY: demo test test-slow bench-data bench-train lint setup real chat lock clean
 
 demo: setup
 	$(BIN)/mini-chat demo
@@ -31,6 +32,9 @@ test-slow: $(CLUSTER_STAMP)
 
 bench-data: $(DEV_STAMP)
 	MINI_CHAT_DATA="$(DATA)" $(BIN)/python -m benchmarks.data
+
+bench-train: $(DEV_STAMP)
+	MINI_CHAT_DATA="$(DATA)" $(BIN)/python -m benchmarks.train
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .

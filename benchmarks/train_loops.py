@@ -1,6 +1,7 @@
 """One training loop in one process: what `benchmarks.train_speed` starts, several times each and in turn.
 
     python -m benchmarks.train_loops LOOP SHAPE STEPS
+    python -m benchmarks.train_loops limit SHAPE
 
 LOOP is one of
 - plain: what the users of the peers run on a CPU. transformers' `Qwen3ForCausalLM` in float32, AdamW, the logits of
@@ -11,7 +12,10 @@ LOOP is one of
 - packed: ours, on rows of packed short documents (median 200 tokens) instead of one document a row;
 - muon: ours with its own optimisers.
 
-Prints one JSON object: seconds of each step, tokens of a step, peak memory, and the measured matrix-product rate.
+Prints one JSON object: seconds of each step, tokens of a step, peak memory. `limit` prints what our loop computes in
+here, the rate of matrix products in it, and the work of a token.
+
+torch is imported where it is used: for our loops the environment is set before, as the command line does it.
 """
 
 from __future__ import annotations
@@ -26,7 +30,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 
 from mini_chat.cli import prepare_environment
 from mini_chat.pipeline import peak_memory_bytes
@@ -63,6 +66,7 @@ SHAPES = {
 
 def stock(shape: Shape, steps: int, autocast: bool) -> list[float]:
     """Seconds of each step of the loop over transformers' own model."""
+    import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     from mini_chat.model import SLMConfig
@@ -99,6 +103,8 @@ class RandomRows:
 
     def batch(self, first: int, count: int) -> Any:
         """The next rows, whatever their number."""
+        import torch
+
         from mini_chat.data.packing import Batch
 
         length = self.shape.row_tokens
@@ -118,6 +124,8 @@ class RandomRows:
 
 def ours(shape: Shape, steps: int, short: bool, optimizer: str) -> list[float]:
     """Seconds of each step of our loop, from what it logs of itself."""
+    import torch
+
     from mini_chat.config import Machine, Pretrain
     from mini_chat.console import set_quiet
     from mini_chat.device import choose
@@ -152,17 +160,32 @@ def ours(shape: Shape, steps: int, short: bool, optimizer: str) -> list[float]:
     return [end - before for before, end in zip([0.0, *ends], ends, strict=False)]
 
 
-def main(loop: str, name: str, steps: int) -> None:
+def limit(shape: Shape) -> dict[str, Any]:
+    """Of the device that our loop takes: its precision, its rate of matrix products in it [FLOP/s]; a token's work."""
+    from mini_chat.config import Machine
+    from mini_chat.device import choose
+    from mini_chat.model import SLMConfig, SLMForCausalLM
+    from mini_chat.trainer.progress import training_flops_per_token
+
+    device = choose(Machine())
+    flops_per_token = training_flops_per_token(SLMForCausalLM(SLMConfig(**shape.model)))
+    return {"precision": device.precision, "flops": device.matmul_flops, "flops_per_token": flops_per_token}
+
+
+def main(loop: str, name: str, steps: int = 0) -> None:
     """Run one loop and print what it took."""
     shape = SHAPES[name]
     if loop in {"plain", "bf16"}:
         seconds = stock(shape, steps, autocast=loop == "bf16")
     else:
         prepare_environment()
+        if loop == "limit":
+            print(json.dumps(limit(shape)))
+            return
         seconds = ours(shape, steps, loop == "packed", "muon" if loop == "muon" else "adamw")
     tokens = shape.rows * shape.row_tokens
     print(json.dumps({"seconds": seconds, "tokens": tokens, "peak_bytes": peak_memory_bytes()}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
