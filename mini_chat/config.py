@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from mini_chat import model_size
 from mini_chat.errors import UserError
 
 UNTRAINED = "untrained"
@@ -32,6 +33,7 @@ Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Size = Annotated[int, Field(ge=0, le=model_size.MAX_SIZE)]
 
 
 class Section(BaseModel):
@@ -288,9 +290,31 @@ class Shards(Section):
     """How often at most a document is seen to give its language its share [epochs]."""
 
 
+def size_of(model: Any) -> int:
+    """The size that a section `model` asks for; 0: none.
+
+    For a size that there is not it is the reference, so that nothing is said of defaults that were not asked for.
+    """
+    given = model.get("size", 0) if isinstance(model, dict) else getattr(model, "size", 0)
+    return valid_or(model_size.REFERENCE_SIZE, Size, given)
+
+
+def valid_or(otherwise: int, kind: Any, value: Any) -> int:
+    """The value as the recipe's check takes it, or `otherwise` where that finds fault with it."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        return otherwise
+
+
 class Model(Section):
     """Shape of the model; names as in transformers."""
 
+    # What it gives stands under its own names; a run is the same whether they were written out or not.
+    size: Annotated[Size, Field(exclude=True)] = 0
+    """One number for all: N layers of width 64 N with N heads, and what goes with them of pretrain.batch_tokens,
+    pretrain.weight_decay and every stage's learning rates. 12 is the default shape; 0: off. A key that is given itself
+    stays; beside a size on the command line only one given there does [layers]."""
     hidden_size: Positive = 768
     """Width of the residual stream."""
     intermediate_size: Positive = 2_048
@@ -319,6 +343,12 @@ class Model(Section):
     """Width of an expert."""
     router_aux_loss_coef: Weight = 0.01
     """Weight of the load-balancing loss."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def shape_of_size(cls, values: Any) -> Any:
+        size = size_of(values)
+        return {**model_size.shape(size), **values} if size and isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def sizes_fit(self) -> Model:
@@ -446,6 +476,9 @@ class Dpo(Training):
     """Share of the pairs that is held out where no held-out file is given."""
 
 
+STAGE_SECTIONS: dict[str, type[Training]] = {"pretrain": Pretrain, "sft": Sft, "dpo": Dpo}
+
+
 class Evaluate(Section):
     """Scores of a checkpoint."""
 
@@ -553,6 +586,18 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     """Evaluation."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def training_of_size(cls, values: Any) -> Any:
+        size = size_of(values.get("model")) if isinstance(values, dict) else 0
+        if not size:
+            return values
+        sections = {stage: values.get(stage, {}) for stage in TRAINING_STAGES}
+        return values | {
+            stage: {**settings_of_size(stage, size, given), **given} if isinstance(given, dict) else given
+            for stage, given in sections.items()
+        }
+
     @model_validator(mode="after")
     def rows_fit_context(self) -> Recipe:
         problems = []
@@ -570,8 +615,26 @@ class Recipe(Section):
         return Path(self.out) if self.out else Path("out") / self.name
 
 
+def settings_of_size(stage: str, size: int, given: dict[str, Any]) -> dict[str, float]:
+    """What a size makes of the learning rates, batch and weight decay of a stage whose section says `given`."""
+    defaults = {key: info.default for key, info in STAGE_SECTIONS[stage].model_fields.items()}
+    if stage == "pretrain":
+        return model_size.pretraining(size, valid_or(defaults["row_tokens"], Positive, given.get("row_tokens")))
+    return model_size.later_rates(size, defaults["lr_max"], defaults["muon_lr_max"])
+
+
+def keys_of_size() -> list[str]:
+    """The keys that `model.size` stands for: `model.hidden_size`, …, `pretrain.lr_max`, …"""
+    size = model_size.REFERENCE_SIZE
+    sections = {"model": [*model_size.shape(size), "head_dim"]}
+    sections |= {stage: list(settings_of_size(stage, size, {})) for stage in TRAINING_STAGES}
+    return [f"{section}.{key}" for section, keys in sections.items() for key in keys]
+
+
 def load_recipe(path: str | Path | None, overrides: dict[str, str] | None = None) -> Recipe:
     """Read a recipe, lay the overrides (`{"pretrain.lr_max": "3e-4"}`) over it, and check all of it.
+
+    Where `model.size` is overridden, what the file says of the keys that a size gives would undo it, and is left out.
 
     Raises:
         UserError: with one line per problem.
@@ -596,6 +659,10 @@ def load_recipe(path: str | Path | None, overrides: dict[str, str] | None = None
         values = {key: value for key, value in values.items() if value is not None}
     for key, text in (overrides or {}).items():
         lay_over(values, key, text)
+    if "model.size" in (overrides or {}) and size_of(values.get("model")):
+        for key in keys_of_size():
+            if key not in (overrides or {}):
+                leave_out(values, key.split("."))
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -609,6 +676,7 @@ def all_problems(values: dict[str, Any], error: ValidationError, path: str | Pat
     true of the recipe.
     """
     values, lines, left_out = copy.deepcopy(values), list[str](), set[str]()
+    is_sized = isinstance(values.get("model"), dict) and "size" in values["model"]
     found: ValidationError | None = error
     while found is not None:
         new = [line for problem in found.errors() for line in describe(problem, path)]
@@ -619,6 +687,8 @@ def all_problems(values: dict[str, Any], error: ValidationError, path: str | Pat
         if None in taken or not taken:
             break
         left_out |= {name for name in taken if name}
+        if is_sized and left_out & {"model", "size"}:  # and with it the values that the size gives
+            left_out |= {key.rpartition(".")[2] for key in keys_of_size()}
         try:
             Recipe.model_validate(values)
             found = None

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mini_chat.config import Recipe, describe_section, find_recipe, load_recipe
+from mini_chat import model_size
+from mini_chat.config import (
+    TRAINING_STAGES,
+    Machine,
+    Recipe,
+    describe_section,
+    find_recipe,
+    keys_of_size,
+    load_recipe,
+)
+from mini_chat.device import choose
 from mini_chat.errors import UserError
+from mini_chat.trainer.stage import identity
 
 # (the recipe, the lines that tell what is wrong with it; {path} is the file's)
 BAD = {
@@ -76,6 +88,29 @@ BAD = {
     "odd head": (
         "model: {hidden_size: 36}",
         ["{path}: model: head_dim is odd; rotary embeddings turn pairs of dimensions, choose an even one"],
+    ),
+    "fraction of a size": (
+        "model: {size: 0.5}",
+        ["{path}: model.size: input should be a valid integer, got a number with a fractional part, not 0.5"],
+    ),
+    "size no machine holds": (
+        "model: {size: 1000}",
+        ["{path}: model.size: input should be less than or equal to 48, not 1000"],
+    ),
+    "negative size": ("model: {size: -1}", ["{path}: model.size: input should be greater than or equal to 0, not -1"]),
+    "size in words": (
+        "model: {size: small}",
+        [
+            "{path}: model.size: input should be a valid integer, unable to parse string as an integer, not 'small'",
+        ],
+    ),
+    "behind a wrong size": (  # nothing is said of the defaults in the place of what it would have given
+        "model: {size: 1000, num_key_value_heads: 5}\npretrain: {row_tokens: 1000, micro_tokens: 1000}",
+        ["{path}: model.size: input should be less than or equal to 48, not 1000"],
+    ),
+    "heads that do not divide those of a size": (
+        "model: {size: 8, num_key_value_heads: 3}\npretrain: {row_tokens: 1000, micro_tokens: 1000}",
+        ["{path}: model: num_key_value_heads 3 does not divide num_attention_heads 8"],
     ),
     "more experts a token than experts": (
         "model: {num_experts: 2, num_experts_per_tok: 3}",
@@ -191,6 +226,58 @@ def test_overrides_lie_over_the_recipe(tmp_path: Path) -> None:
     assert recipe.stages == ["sft"] and recipe.tokenizer.hanzi == "8105"
     assert load_recipe(path, {"sft.steps": "9"}).sft.steps == 9, "an empty section is one of defaults"
     assert load_recipe(path, {"name": "7"}).directory == Path("out/7")
+
+
+def test_a_size_fills_what_the_recipe_leaves_open(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: {size: 8, intermediate_size: 1000}\npretrain: {lr_max: 0.1}\n")
+    recipe = load_recipe(path, {"pretrain.weight_decay": "0.5"})
+    assert (recipe.model.hidden_size, recipe.model.num_hidden_layers) == (512, 8)
+    assert recipe.pretrain.muon_lr_max == model_size.MUON_LR_MAX.at(8)
+    given = (recipe.model.intermediate_size, recipe.pretrain.lr_max, recipe.pretrain.weight_decay)
+    assert given == (1000, 0.1, 0.5)
+
+
+@pytest.mark.parametrize("key", keys_of_size())
+def test_a_key_of_its_own_leaves_the_others_to_the_size(key: str) -> None:
+    def values(**overrides: str) -> dict[str, Any]:
+        recipe = load_recipe(None, {"model.size": "8", **overrides})
+        return {
+            key: getattr(getattr(recipe, section), name) for key in keys_of_size() for section, name in [key.split(".")]
+        }
+
+    given = {"model.hidden_size": 1024, "model.num_attention_heads": 4}.get(
+        key, 2 if key.startswith("model.") else 2048
+    )
+    assert values(**{key: str(given)}) == values() | {key: given}
+
+
+def test_a_size_on_the_command_line_goes_before_the_recipe_and_after_the_command_line() -> None:
+    """Otherwise it would do nothing for a recipe that spells its shape out."""
+    path = find_recipe("slm-124m")
+    recipe = load_recipe(path, {"model.size": "8", "pretrain.lr_max": "0.1", "sft.epochs": "3"})
+    spelled = load_recipe(None, {"model.size": "8"})
+    assert recipe.model.model_dump() == spelled.model.model_dump()
+    assert (recipe.pretrain.batch_tokens, recipe.dpo.lr_max) == (spelled.pretrain.batch_tokens, spelled.dpo.lr_max)
+    assert (recipe.pretrain.lr_max, recipe.pretrain.warmup_steps, recipe.sft.epochs) == (0.1, 200, 3)
+    assert load_recipe(path, {"model.size": "0"}) == load_recipe(path), "0 is off"
+
+
+def test_a_run_by_its_size_is_the_run_of_the_same_recipe_spelled_out() -> None:
+    device = choose(Machine(device="cpu"))
+    sized = load_recipe(None, {"model.size": "6"})
+    spelled = Recipe.model_validate(sized.model_dump())
+    assert sized.model.size == 6 and spelled.model.size == 0
+    assert sized.model_dump() == spelled.model_dump()
+    for stage in TRAINING_STAGES:
+        ours, theirs = (
+            identity(getattr(recipe, stage), device, seed=recipe.seed, model=recipe.model.model_dump())
+            for recipe in (sized, spelled)
+        )
+        assert ours == theirs
+        assert ours["model"].keys() == Recipe().model.model_dump().keys(), (
+            "checkpoints of before the size are gone on from"
+        )
 
 
 @pytest.mark.parametrize(
