@@ -60,7 +60,10 @@ def model_rows(plan: Plan) -> str:
     head = "shared with embedding" if parameters.is_tied else amount_of(parameters.head)
     active = f", {amount_of(parameters.active)} active" if parameters.idle else ""
     experts = f", router {amount_of(parameters.router)}" if parameters.router else ""
+    model = plan.recipe.model
+    heads = f"{model.num_attention_heads} heads, {model.num_key_value_heads} of keys and values"
     rows = [
+        ("layers × width", f"{model.num_hidden_layers} × {model.hidden_size}, {heads}"),
         ("parameters", f"{amount_of(parameters.total)}{active}: {parameters.total:,}"),
         ("  embedding, head", f"{amount_of(parameters.embedding)}, {head}"),
         (
@@ -83,6 +86,9 @@ STAGE_ROWS: list[tuple[str, Callable[[StagePlan], str]]] = [
     ("epochs of the data", lambda stage: "?" if stage.epochs is None else f"{stage.epochs:.3g}"),
     ("FLOPs", if_known(lambda stage: f"{stage.flops:.2e}")),
     ("  attention's besides", if_known(lambda stage: f"{stage.attention_flops:.1e}")),
+    ("tokens a step", lambda stage: f"{stage.settings.batch_tokens:,}"),
+    ("AdamW's learning rate", lambda stage: f"{stage.settings.lr_max:g}"),
+    ("Muon's", lambda stage: f"{stage.settings.muon_lr_max:g}" if stage.settings.optimizer == "muon" else "-"),
     ("tokens a second", lambda stage: f"{stage.tokens_per_second:,.0f}"),
     ("  share of the limit", lambda stage: f"{stage.share_of_limit:.0%}"),
     ("training", if_known(lambda stage: duration(stage.train_seconds))),
