@@ -1,18 +1,25 @@
 """How soon our loop has learnt what two other loops have learnt after a quarter of an hour, on real bilingual text.
 
     MINI_CHAT_DATA=/path/to/data python -m benchmarks.train_quality [--quick]
+    python -m benchmarks.train_quality --plot
 
 The same model (6 layers × 256, vocabulary 6,400), tokenizer, text and machine for all, seconds of training by the
 clock; validation and the compiler's first minute are nobody's time.
 
 - plain, 15 minutes: what users of the peers run on a CPU. transformers' `Qwen3ForCausalLM` in float32, AdamW at 5e-4
   with a cosine to a tenth, 32 documents a batch, each padded or cut to 340 tokens.
-- strong, 10 minutes: the same model under bf16 autocast, compiled, rows of 512 packed tokens, 8 a batch, AdamW with
-  the best of three learning rates (each tried for a minute), a linear warm-up and decay.
+- strong, 10 minutes: the same model in the precision that is fast on the machine (bf16 autocast, or float32),
+  compiled, rows of 512 packed tokens, 8 a batch, AdamW with the best of three learning rates (each tried for a
+  minute), a linear warm-up and decay.
 - ours, 45 seconds and 5 minutes: `trainer.loop.train` with the settings of `config/real-small.yaml` and as many steps
   as the seconds have.
 
-A loop's bits per byte are those of both languages' held-out documents together: all bits over all bytes.
+A loop's bits per byte are those of both languages' held-out documents together: all bits over all bytes. Each loop
+validates after every twentieth of its time. `reached` is the time of the first of our validations that is at the
+other loop's last one or below it; nothing is interpolated. The curves go to `benchmarks/results/train_curves.json`,
+and `--plot` draws them.
+
+torch is imported where it is used: the environment is set before, as the command line does it.
 """
 
 from __future__ import annotations
@@ -20,18 +27,25 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
+from benchmarks import train_curves
 from benchmarks.results import table
+from benchmarks.train_curves import Curve
 from mini_chat.cli import prepare_environment
 from mini_chat.config import Machine, Recipe, load_recipe
 from mini_chat.console import say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mini_chat.device import Device
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "build" / "bench-quality"
@@ -39,6 +53,7 @@ PLAIN_TOKENS, PLAIN_ROWS = 340, 32
 ROW_TOKENS, ROWS = 512, 8
 RATES = (1e-3, 2e-3, 4e-3)
 EVAL_ROWS = 60  # of each language
+VALIDATIONS = 20  # of a loop, spread evenly over its time
 
 Step = Callable[[float], None]
 """One optimiser step at so much of the training time (0 to 1)."""
@@ -63,33 +78,37 @@ def prepared() -> Recipe:
 
 
 class Corpus:
-    """The shards of a recipe, for loops of any kind."""
+    """The shards of a recipe, for loops of any kind.
 
-    def __init__(self, recipe: Recipe) -> None:
+    Args:
+        eval_rows: rows of each language that a validation looks at.
+    """
+
+    def __init__(self, recipe: Recipe, eval_rows: int = EVAL_ROWS) -> None:
         from mini_chat.data.packing import PackedDocuments
         from mini_chat.data.token_shards import TokenDocuments
         from mini_chat.trainer.pretrain import validation_splits
         from mini_chat.trainer.stage import end_of_document, load_tokenizer, token_bytes
 
         tokenizer = load_tokenizer(FOLDER / "tokenizer")
-        self.recipe, self.end = recipe, end_of_document(tokenizer)
+        self.recipe, self.eval_rows, self.end = recipe, eval_rows, end_of_document(tokenizer)
         self.documents = TokenDocuments(FOLDER / "shards", "train")
         self.packed = PackedDocuments(self.documents, ROW_TOKENS, recipe.seed, self.end)
         self.validation = validation_splits(self.documents, ROW_TOKENS, self.end)
         self.token_bytes = token_bytes(tokenizer)
         self.tokenizer = tokenizer
 
-    def bits_per_byte(self, hidden: Callable[[Any], Any], head: torch.Tensor) -> float:
+    def bits_per_byte(self, hidden: Callable[[Any], Any], head: Tensor) -> float:
         """Of both languages together, given a function from a batch to hidden states."""
         from mini_chat.trainer.losses import token_nll
 
         bits = size = 0.0
         for packed in self.validation.values():
-            for first in range(0, min(EVAL_ROWS, len(packed)), ROWS):
-                batch = packed.rows(list(range(first, min(first + ROWS, EVAL_ROWS, len(packed)))))
-                where = batch.labels_BL >= 0
-                labels = batch.labels_BL[where]
-                nll = token_nll(hidden(batch)[where], head, labels)
+            rows = min(self.eval_rows, len(packed))
+            for first in range(0, rows, ROWS):
+                batch = packed.rows(list(range(first, min(first + ROWS, rows))))
+                states_BLH, labels = hidden(batch), batch.labels_BL[batch.labels_BL >= 0]
+                nll = token_nll(states_BLH[batch.labels_BL.to(head.device) >= 0], head, labels.to(head.device))
                 bits += float(nll.sum()) / np.log(2)
                 size += float(self.token_bytes[labels.numpy()].sum())
         return bits / size
@@ -97,6 +116,7 @@ class Corpus:
 
 def stock_model(corpus: Corpus) -> Any:
     """transformers' own model of the shape."""
+    import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     from mini_chat.trainer.stage import new_model
@@ -106,16 +126,24 @@ def stock_model(corpus: Corpus) -> Any:
     return model.train()
 
 
-def timed(step: Step, seconds: float) -> int:
-    """Steps until the time is over; their number."""
-    began, steps = time.perf_counter(), 0
-    while (spent := time.perf_counter() - began) < seconds:
+def timed(step: Step, seconds: float, validate: Callable[[], float], validations: int) -> dict[str, Any]:
+    """Steps until their time is over, which validations are no part of.
+
+    Returns:
+        steps, the bpb at the end, and the curve: [seconds, bpb] at each validation.
+    """
+    spent, steps, curve = 0.0, 0, Curve()
+    while spent < seconds:
+        began = time.perf_counter()
         step(spent / seconds)
+        spent += time.perf_counter() - began
         steps += 1
-    return steps
+        if spent >= seconds * (len(curve) + 1) / validations:
+            curve.append([spent, validate()])
+    return {"steps": steps, "bpb": curve[-1][1], "curve": curve}
 
 
-def masked(batch: Any) -> dict[str, torch.Tensor]:
+def masked(batch: Any) -> dict[str, Tensor]:
     """A packed batch as the stock model takes it."""
     return {
         "input_ids": batch.input_ids_BL,
@@ -124,24 +152,37 @@ def masked(batch: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def stock_bits_per_byte(model: Any, corpus: Corpus, bf16: bool) -> float:
+def stock_bits_per_byte(model: Any, corpus: Corpus, device: Device) -> float:
     """Bits per byte of a stock model as it is."""
+    import torch
+
     model.eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with torch.no_grad(), device.autocast():
         value = corpus.bits_per_byte(lambda batch: model.model(**masked(batch)).last_hidden_state, model.lm_head.weight)
     model.train()
     return value
 
 
-def plain(corpus: Corpus, seconds: float) -> dict[str, float]:
-    """Bits per byte of the plain loop after so long."""
+def chosen(**settings: Any) -> Device:
+    """The processor, in the precision that it is fast in unless `settings` say otherwise."""
+    from mini_chat.device import choose
+
+    return choose(Machine(device="cpu", **settings))
+
+
+def plain(corpus: Corpus, seconds: float) -> dict[str, Any]:
+    """The plain loop for so long, see `timed`."""
+    import torch
+
+    device = chosen(precision="fp32")
     model = stock_model(corpus)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
     order = iter(np.random.default_rng(corpus.recipe.seed).permutation(len(corpus.documents)))
 
     def rows() -> Iterator[np.ndarray]:
         for _ in range(PLAIN_ROWS):
-            yield corpus.documents.document(int(next(order)))[:PLAIN_TOKENS].astype(np.int64)
+            # Its first token is predicted too, as in validation.
+            yield np.append(corpus.end, corpus.documents.document(int(next(order))))[:PLAIN_TOKENS]
 
     def step(progress: float) -> None:
         tokens = np.full((PLAIN_ROWS, PLAIN_TOKENS), corpus.end)
@@ -155,14 +196,15 @@ def plain(corpus: Corpus, seconds: float) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad()
 
-    steps = timed(step, seconds)
-    return {"bpb": stock_bits_per_byte(model, corpus, bf16=False), "steps": steps}
+    return timed(step, seconds, lambda: stock_bits_per_byte(model, corpus, device), VALIDATIONS)
 
 
-def strong(corpus: Corpus, seconds: float, rate: float) -> dict[str, float]:
-    """Bits per byte of the strong loop after so long at a learning rate."""
+def strong(corpus: Corpus, seconds: float, rate: float, validations: int = VALIDATIONS) -> dict[str, Any]:
+    """The strong loop for so long at a learning rate, see `timed`."""
+    import torch
     import torch.nn.functional as F
 
+    device = chosen()
     model = stock_model(corpus)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), fused=True)
     compiled = torch.compile(model, dynamic=False)
@@ -174,7 +216,7 @@ def strong(corpus: Corpus, seconds: float, rate: float) -> dict[str, float]:
         place += ROWS
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, progress / 0.02, (1 - progress) / 0.5)
-        with torch.autocast("cpu", torch.bfloat16):
+        with device.autocast():
             logits = compiled(**masked(batch)).logits
             loss = F.cross_entropy(logits.float().flatten(0, 1), batch.labels_BL.flatten(), ignore_index=-100)
         loss.backward()
@@ -184,19 +226,18 @@ def strong(corpus: Corpus, seconds: float, rate: float) -> dict[str, float]:
 
     for _ in range(2):  # the compiler's time, at a learning rate of 0
         step(0.0)
-    steps = timed(step, seconds)
-    return {"bpb": stock_bits_per_byte(model, corpus, bf16=True), "steps": steps, "rate": rate}
+    result = timed(step, seconds, lambda: stock_bits_per_byte(model, corpus, device), validations)
+    return {**result, "rate": rate, "precision": device.precision}
 
 
 def ours(corpus: Corpus, seconds: float, steps_per_second: float = 0.0) -> dict[str, Any]:
     """Our loop with as many steps as the time has; a short run tells how many those are.
 
     Returns:
-        bpb at the end, steps, seconds taken, and the curve: (seconds, bpb) at each validation.
+        bpb at the end, steps, seconds taken, and the curve: [seconds, bpb] at each validation.
     """
     import tempfile
 
-    from mini_chat.device import choose
     from mini_chat.trainer.attention import packed_attention
     from mini_chat.trainer.language_modelling import LanguageModelling
     from mini_chat.trainer.loop import run_packed, train
@@ -211,7 +252,7 @@ def ours(corpus: Corpus, seconds: float, steps_per_second: float = 0.0) -> dict[
                     "bpb": corpus.bits_per_byte(lambda batch: run_packed(model, batch).hidden_BLH, model.lm_head.weight)
                 }
 
-    device = choose(Machine(compile="on"))
+    device = chosen(compile="on")
     steps = max(20, round(seconds * steps_per_second)) if steps_per_second else 20
     settings = corpus.recipe.pretrain.model_copy(
         update={
@@ -219,14 +260,14 @@ def ours(corpus: Corpus, seconds: float, steps_per_second: float = 0.0) -> dict[
             "batch_tokens": ROWS * ROW_TOKENS,
             "micro_tokens": ROWS * ROW_TOKENS,
             "log_every": 1,
-            "eval_every": max(1, steps // 12) if steps_per_second else 1 << 30,
+            "eval_every": max(1, steps // VALIDATIONS) if steps_per_second else 1 << 30,
             "checkpoint_every": 1 << 30,
             "checkpoint_minutes": 1e9,
             "sample_every": 0,
         }
     )
     model = new_model(corpus.recipe, corpus.tokenizer)
-    task = Task("pretrain", corpus.packed, {}, corpus.token_bytes, EVAL_ROWS, ROWS)
+    task = Task("pretrain", corpus.packed, {}, corpus.token_bytes, corpus.eval_rows, ROWS)
     with tempfile.TemporaryDirectory() as scratch:
         train(model, task, settings, Path(scratch), device, {})
         records = [json.loads(line) for line in (Path(scratch) / "metrics.jsonl").read_text().splitlines()]
@@ -234,31 +275,34 @@ def ours(corpus: Corpus, seconds: float, steps_per_second: float = 0.0) -> dict[
         record["step"]: record["train_seconds"] for record in records if "train_seconds" in record
     }
     compiling = spent[1] - (spent[steps] - spent[2]) / max(1, steps - 2)  # what the first step took beyond a usual one
-    curve = [(spent[record["step"]] - compiling, record["valid_bpb"]) for record in records if "valid_bpb" in record]
+    curve = [[spent[record["step"]] - compiling, record["valid_bpb"]] for record in records if "valid_bpb" in record]
     return {"bpb": curve[-1][1], "steps": steps, "seconds": spent[steps] - compiling, "curve": curve}
 
 
-def reached(curve: list[tuple[float, float]], target: float) -> float:
-    """When a curve first is at the target; infinite if never."""
-    return next((seconds for seconds, bpb in curve if bpb <= target), float("inf"))
+def reached(curve: Curve, target: float) -> float | str:
+    """When a curve first is at the target [seconds]."""
+    return next((seconds for seconds, bpb in curve if bpb <= target), "never")
 
 
-def measure(scale: float = 1.0) -> dict[str, float]:
-    """The figures; `scale` shortens everything, to see that it runs."""
+def measure(scale: float = 1.0) -> dict[str, float | str]:
+    """The figures; `scale` shortens everything, to see that it runs, and then the curves are not kept."""
     prepare_environment()
-    corpus = Corpus(prepared())
+    corpus = Corpus(prepared(), EVAL_ROWS if scale == 1.0 else 1)
     trial = ours(corpus, 0)
     rate = (trial["steps"] - 1) / trial["seconds"]
     short = ours(corpus, 45 * scale, rate)
     say(f"ours, 45 s: {short['bpb']:.3f}")
     long = ours(corpus, 300 * scale, rate)
     say(f"ours, 300 s: {long['bpb']:.3f}")
-    tried = [strong(corpus, 60 * scale, lr) for lr in RATES]
+    tried = [strong(corpus, 60 * scale, lr, validations=1) for lr in RATES]
     best = min(tried, key=lambda result: result["bpb"])
     strong_result = strong(corpus, 600 * scale, best["rate"])
     say(f"strong: {strong_result['bpb']:.3f} at {best['rate']:g}")
     plain_result = plain(corpus, 900 * scale)
     say(f"plain: {plain_result['bpb']:.3f}")
+    if scale == 1.0:
+        results = {"plain": plain_result, "strong": strong_result, "ours_45s": short, "ours_5min": long}
+        train_curves.write({name: result["curve"] for name, result in results.items()})
     return {
         "plain_15min_bpb": plain_result["bpb"],
         "plain_15min_steps": plain_result["steps"],
@@ -268,14 +312,27 @@ def measure(scale: float = 1.0) -> dict[str, float]:
         "strong_10min_bpb": strong_result["bpb"],
         "strong_10min_steps": strong_result["steps"],
         "strong_rate": best["rate"],
+        "strong_precision": strong_result["precision"],
         "strong_10min_reached_s": reached(long["curve"], strong_result["bpb"]),
         "ours_5min_bpb": long["bpb"],
         "ours_5min_seconds": long["seconds"],
     }
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Measure and print, or draw what was measured; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a hundredth of the time, to see that it runs")
-    assert os.environ.get("MINI_CHAT_DATA"), "MINI_CHAT_DATA names no folder"
-    print(table(measure(0.01 if parser.parse_args().quick else 1.0)))
+    parser.add_argument("--plot", action="store_true", help="measure nothing, draw the curves that were measured")
+    options = parser.parse_args()
+    if options.plot:
+        return train_curves.draw()
+    if not os.environ.get("MINI_CHAT_DATA"):
+        print("train_quality: error: say where the text is: set MINI_CHAT_DATA to its folder", file=sys.stderr)
+        return 2
+    print(table(measure(0.01 if options.quick else 1.0)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
