@@ -3,7 +3,7 @@
     python -m benchmarks.tables            # writes them into docs/ and the READMEs
     python -m benchmarks.tables --check    # says which are not as the results have them
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`.
+A table stands between `<!-- table NAME -->` and `<!-- end -->`. What was not measured yet is said to be so.
 """
 
 from __future__ import annotations
@@ -46,6 +46,26 @@ def count(value: float | str) -> str:
 def share(value: float | str) -> str:
     """A share in per cent."""
     return f"{float(value):.1%}"
+
+
+def seconds(value: float | str) -> str:
+    """A time, where there is one."""
+    return value if isinstance(value, str) else f"{value:,.0f} s"
+
+
+def bits(value: float | str) -> str:
+    """Bits per byte."""
+    return f"{float(value):.3f}"
+
+
+def small(value: float | str) -> str:
+    """A number near nothing."""
+    return f"{float(value):.1e}"
+
+
+def gflops(value: float | str) -> str:
+    """A rate of products."""
+    return f"{float(value) / 1e9:,.0f} GFLOP/s"
 
 
 Form = Callable[[float | str], str]
@@ -115,20 +135,133 @@ TABLES: dict[str, tuple[str, list[tuple[str, str, str, Form]]]] = {
             ("of those, ended in the bytes of an undisturbed run", "其中结果逐字节相同", "kills_identical", count),
         ],
     ),
+    "training_speed": (
+        "train",
+        [
+            ("precision that our loop takes here", "本项目的循环在这台机器上用的精度", "precision", str),
+            ("rate of matrix products in it", "该精度下的矩阵乘法速率", "limit_flops", gflops),
+            ("124M: tokens/s", "1.24 亿参数：tokens/s", "124m_ours_tokens_per_s", count),
+            ("124M: over stock in float32", "1.24 亿参数：相对 float32 原版循环", "over_fp32", times),
+            ("124M: over stock under bf16 autocast", "1.24 亿参数：相对 bf16 autocast 原版循环", "over_bf16", times),
+            ("124M: share of the rate of products", "1.24 亿参数：占矩阵乘法速率的比例", "share_of_limit", share),
+            (
+                "124M: packed short documents over one a row",
+                "1.24 亿参数：打包短文档相对每行一篇",
+                "packed_short_over_long",
+                times,
+            ),
+            (
+                "124M: peak memory at 8 × 1,024 tokens",
+                "1.24 亿参数：8 × 1,024 token 时的峰值内存",
+                "peak_bytes",
+                megabytes,
+            ),
+            ("124M: that over the plain loop's", "1.24 亿参数：相对原版循环的峰值内存", "peak_over_plain", share),
+            ("small: tokens/s", "小模型：tokens/s", "small_ours_tokens_per_s", count),
+            ("small: over stock in float32", "小模型：相对 float32 原版循环", "small_over_fp32", times),
+            ("small: over stock under bf16 autocast", "小模型：相对 bf16 autocast 原版循环", "small_over_bf16", times),
+            ("small: share of the rate of products", "小模型：占矩阵乘法速率的比例", "small_share_of_limit", share),
+            (
+                "small: rate kept with one core taken by another process",
+                "小模型：另一进程占一个核时保持的速率",
+                "small_shared_core",
+                share,
+            ),
+        ],
+    ),
+    "training_quality": (
+        "train",
+        [
+            ("plain loop, bits per byte after 15 minutes", "朴素循环 15 分钟后的每字节比特数", "plain_15min_bpb", bits),
+            ("ours reaches that after", "本项目达到它用时", "plain_15min_reached_s", seconds),
+            ("ours, bits per byte after 45 seconds", "本项目 45 秒后的每字节比特数", "ours_45s_bpb", bits),
+            (
+                "strong loop, bits per byte after 10 minutes",
+                "强循环 10 分钟后的每字节比特数",
+                "strong_10min_bpb",
+                bits,
+            ),
+            ("ours reaches that after", "本项目达到它用时", "strong_10min_reached_s", seconds),
+            ("ours, bits per byte after 5 minutes", "本项目 5 分钟后的每字节比特数", "ours_5min_bpb", bits),
+            ("strong loop's precision", "强循环的精度", "strong_precision", str),
+            (
+                "strong loop's learning rate, the best of three",
+                "强循环的学习率，三者中最好的",
+                "strong_rate",
+                lambda v: f"{float(v):g}",
+            ),
+        ],
+    ),
+    "training_survival": (
+        "train",
+        [
+            ("runs killed with -9 at random instants", "随机时刻 kill -9 的次数", "kills", count),
+            ("of those, ended in the weights of an undisturbed run", "其中最终权重逐位相同", "kills_identical", count),
+            ("of those, while a checkpoint was being written", "其中正在写检查点", "kills_while_saving", count),
+            ("steps between checkpoints", "检查点间隔的步数", "kills_checkpoint_every", count),
+            ("most steps made again after a kill", "一次中断后重做的最多步数", "kills_most_steps_lost", count),
+            (
+                "two processes beside one, AdamW: largest difference of a loss",
+                "两进程相对一进程，AdamW：损失最大相对差",
+                "two_process_loss_difference",
+                small,
+            ),
+            ("the same in shards (FSDP2)", "同上，参数分片（FSDP2）", "two_process_loss_difference_sharded", small),
+            ("the same with Muon", "同上，Muon", "two_process_loss_difference_muon", small),
+            (
+                "the same with Muon, in shards",
+                "同上，Muon，参数分片",
+                "two_process_loss_difference_sharded_muon",
+                small,
+            ),
+            ("plan's largest error, memory", "plan 的最大误差：内存", "plan_memory_error", share),
+            ("plan's largest error, time of a step", "plan 的最大误差：每步时间", "plan_time_error", share),
+        ],
+    ),
+    "training_gpu": (
+        "gpu",
+        [
+            ("124M: tokens/s", "1.24 亿参数：tokens/s", "tokens_per_s", count),
+            ("share of the measured rate of bf16 products", "占实测 bf16 矩阵乘法速率的比例", "mfu", share),
+            ("over stock in float32", "相对 float32 原版循环", "over_fp32", times),
+            ("over stock under bf16 autocast", "相对 bf16 autocast 原版循环", "over_bf16", times),
+            ("peak memory", "峰值内存", "peak_bytes", megabytes),
+        ],
+    ),
 }
+COMMANDS = {"data": "make bench-data", "train": "make bench-train", "gpu": ""}
+"""Results file → what measures it."""
+
+
+PICTURES = {
+    "training_curves": (
+        "images/pretraining-curves.png",
+        "held-out bits per byte over seconds of training, four runs",
+        "四次运行：留出文本的每字节比特数随训练秒数的变化",
+    )
+}
+"""Tables that are pictures, of a page in docs/: the file beside it, what it shows in both languages."""
 
 
 def rendered(name: str, chinese: bool) -> str:
-    """A table in one of the languages; figures that were not measured are left out."""
+    """A table in one of the languages, or the picture that stands for one."""
+    if name in PICTURES:
+        picture, english, translated = PICTURES[name]
+        text = translated if chinese else english
+        there = (ROOT / "docs" / picture).is_file()
+        return f"![{text}]({picture})\n" if there else f"({text}: {'未测' if chinese else 'not measured'})\n"
     file, rows = TABLES[name]
-    figures: Figures = json.loads((RESULTS / f"{file}.json").read_text(encoding="utf-8"))
-    heads = ("测量", "数值") if chinese else ("measured", "figure")
+    path = RESULTS / f"{file}.json"
+    figures: Figures = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    heads, missing = (("测量", "数值"), "未测") if chinese else (("measured", "figure"), "not measured")
     lines = [f"| {heads[0]} | {heads[1]} |", "|---|---:|"]
     for english, translated, key, form in rows:
-        if key in figures:
-            lines.append(f"| {translated if chinese else english} | {form(figures[key])} |")
-    about = f"{figures['machine']}, {figures['date']}"
-    lines += ["", f"（{about}，`make bench-{file}`）" if chinese else f"({about}, `make bench-{file}`)"]
+        shown = form(figures[key]) if key in figures else missing
+        lines.append(f"| {translated if chinese else english} | {shown} |")
+    about = [f"{figures['machine']}, {figures['date']}"] if figures else []
+    about += [f"`{COMMANDS[file]}`"] if COMMANDS[file] else []
+    if about:
+        lines += ["", f"（{'，'.join(about)}）" if chinese else f"({', '.join(about)})"]
     return "\n".join(lines) + "\n"
 
 
