@@ -202,7 +202,7 @@ COMMANDS = {
         ("", "data", "tokenizer"),
     ),
     "shards": Command(
-        "documents + tokenizer -> mixed, shuffled token shards",
+        "documents + tokenizer -> mixed, shuffled shards of tokens (uint16; uint32 over 65,536 entries)",
         "shards RECIPE [--KEY VALUE ...]",
         stage_command("shards"),
         ("", "machine", "data", "shards"),

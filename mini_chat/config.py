@@ -240,9 +240,10 @@ class Tokenizer(Section):
     """The byte-level BPE tokenizer."""
 
     path: str = ""
-    """Directory of a ready tokenizer to use as it is; empty trains one."""
+    """Directory of a ready tokenizer to use as it is, of any size; empty trains one."""
     vocab_size: Positive = 32_000
-    """Entries in all, special tokens included; at most 65,536, so that tokens fit uint16."""
+    """Entries in all, special tokens included; at most 65,536, so that tokens fit uint16 (those of a larger ready
+    tokenizer are stored as uint32)."""
     hanzi: Annotated[Literal["3500", "6500", "6763", "8105", "corpus"], BeforeValidator(digits_as_text)] = "3500"
     """Chinese characters that get a token each: the first levels of the official table, those of GB 2312 (6763), or
     those of the corpus."""
@@ -264,7 +265,7 @@ class Tokenizer(Section):
     def fits_uint16(self) -> Tokenizer:
         if self.vocab_size > 65_536:
             raise ValueError(
-                f"vocab_size {self.vocab_size} is over 65536; tokens are stored as uint16, choose a smaller one"
+                f"vocab_size {self.vocab_size} is over 65536; a tokenizer made here fits uint16, choose a smaller one"
             )
         return self
 

@@ -118,7 +118,7 @@ BAD = {
     ),
     "vocabulary over uint16": (
         "tokenizer: {vocab_size: 65537}",
-        ["{path}: tokenizer: vocab_size 65537 is over 65536; tokens are stored as uint16, choose a smaller one"],
+        ["{path}: tokenizer: vocab_size 65537 is over 65536; a tokenizer made here fits uint16, choose a smaller one"],
     ),
     "row over the context": (
         "model: {max_position_embeddings: 512}\nsft: {row_tokens: 256}\ndpo: {row_tokens: 512}",

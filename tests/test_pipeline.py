@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors import safe_open
 from tiny import recorded
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from mini_chat import pipeline
 from mini_chat.config import STAGE_RECORD, Recipe, Source
+from mini_chat.data.token_shards import TokenDocuments
 from mini_chat.errors import UserError
 from mini_chat.files import exclusive, write_json
 from mini_chat.pipeline import Run, expanded, measured, run_stages
@@ -202,6 +204,30 @@ def test_a_ready_tokenizer_that_cannot_serve_is_refused(make_recipe: Make, tmp_p
     with pytest.raises(UserError) as caught:
         run_stages(make_recipe(tokenizer={"path": str(tmp_path / "bare")}), ["tokenizer"])
     assert str(caught.value).startswith(f"tokenizer.path {tmp_path / 'bare'}: it lacks <|endoftext|>, ")
+
+
+def test_a_ready_tokenizer_over_uint16_serves_every_stage(
+    make_recipe: Make, tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    """Its special tokens, which end documents and turns, are the last ids: cut to 16 bits they would be others."""
+    ready = tmp_path / "ready"
+    shutil.copytree(tokenizer_directory, ready)
+    content = json.loads((ready / "tokenizer.json").read_text())
+    special, vocab = content["added_tokens"], content["model"]["vocab"]
+    vocab |= {f"more{number}": number for number in range(special[0]["id"], 65_536)}
+    for number, token in enumerate(special, 65_536):
+        token["id"] = vocab[token["content"]] = number
+    (ready / "tokenizer.json").write_text(json.dumps(content))
+    recipe = make_recipe(tokenizer={"path": str(ready)})
+    run_stages(recipe, list(recipe.stages))
+    for data, split in (("shards", "train"), ("sft/data", "train"), ("dpo/data", "train")):
+        documents = TokenDocuments(recipe.directory / data, split)
+        assert documents.dtype == np.uint32
+        assert int(max(documents.document(number).max() for number in range(len(documents)))) >= 65_536
+    model: Any = AutoModelForCausalLM.from_pretrained(recipe.directory / "dpo")
+    tokenizer: Any = AutoTokenizer.from_pretrained(recipe.directory / "dpo")
+    assert model.config.vocab_size == len(tokenizer) == 65_536 + len(special)
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in model.generation_config.eos_token_id
 
 
 def test_stages_json_has_seconds_and_memory_of_every_stage(finished_run: Recipe) -> None:

@@ -17,7 +17,7 @@ class SLMConfig(PreTrainedConfig):
     """Shape and arithmetic of an `SLMForCausalLM`; the defaults are the 124M model.
 
     Args:
-        vocab_size: entries of the tokenizer, at most 65,536 so that shards fit uint16.
+        vocab_size: entries of the tokenizer; shards are uint16 up to 65,536, uint32 beyond.
         hidden_size: width of the residual stream.
         intermediate_size: width of the SwiGLU feed-forward.
         num_hidden_layers: decoder layers.

@@ -49,7 +49,7 @@ from mini_chat.trainer.tokenizer_merges import LETTER_BYTES, character_merges, l
 logger = logging.getLogger(__name__)
 
 MAX_VOCAB_SIZE = 1 << 16
-"""Shards hold ids as uint16."""
+"""So that shards hold ids as uint16; those of a larger tokenizer that is brought ready are uint32."""
 
 CORE_SPECIAL_TOKENS = (DOCUMENT_END, TURN_START, TURN_END)
 
