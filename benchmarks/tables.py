@@ -221,15 +221,32 @@ TABLES: dict[str, tuple[str, list[tuple[str, str, str, Form]]]] = {
     "training_gpu": (
         "gpu",
         [
-            ("124M: tokens/s", "1.24 亿参数：tokens/s", "tokens_per_s", count),
-            ("share of the measured rate of bf16 products", "占实测 bf16 矩阵乘法速率的比例", "mfu", share),
-            ("over stock in float32", "相对 float32 原版循环", "over_fp32", times),
+            ("rate of bf16 matrix products", "bf16 矩阵乘法速率", "limit_flops", gflops),
+            ("tokens/s", "tokens/s", "ours_tokens_per_s", count),
+            ("share of the rate of products", "占矩阵乘法速率的比例", "ours_mfu", share),
+            ("over stock in float32", "相对 float32 原版循环", "over_plain", times),
             ("over stock under bf16 autocast", "相对 bf16 autocast 原版循环", "over_bf16", times),
-            ("peak memory", "峰值内存", "peak_bytes", megabytes),
+            ("over the same, compiled", "相对编译后的同一循环", "over_bf16_compiled", times),
+            ("peak memory", "峰值内存", "ours_peak_bytes", megabytes),
+            (
+                "peak memory of stock under bf16 autocast",
+                "bf16 autocast 原版循环的峰值内存",
+                "bf16_peak_bytes",
+                megabytes,
+            ),
+            ("packed short documents, tokens/s", "打包短文档，tokens/s", "ours_packed_tokens_per_s", count),
+            ("with Muon, tokens/s", "用 Muon，tokens/s", "ours_muon_tokens_per_s", count),
+            (
+                "four times the rows, share of the rate of products",
+                "四倍的行数，占矩阵乘法速率的比例",
+                "ours_large_mfu",
+                share,
+            ),
+            ("two runs end in the same bits (1: yes)", "两次运行结果逐位相同（1：是）", "same_bits", count),
         ],
     ),
 }
-COMMANDS = {"data": "make bench-data", "train": "make bench-train", "gpu": ""}
+COMMANDS = {"data": "make bench-data", "train": "make bench-train", "gpu": "python -m benchmarks.train_gpu"}
 """Results file → what measures it."""
 
 
@@ -258,10 +275,9 @@ def rendered(name: str, chinese: bool) -> str:
     for english, translated, key, form in rows:
         shown = form(figures[key]) if key in figures else missing
         lines.append(f"| {translated if chinese else english} | {shown} |")
-    about = [f"{figures['machine']}, {figures['date']}"] if figures else []
-    about += [f"`{COMMANDS[file]}`"] if COMMANDS[file] else []
-    if about:
-        lines += ["", f"（{'，'.join(about)}）" if chinese else f"({', '.join(about)})"]
+    about = [f"{figures.get('gpu', figures['machine'])}, {figures['date']}"] if figures else []
+    about += [f"`{COMMANDS[file]}`"]
+    lines += ["", f"（{'，'.join(about)}）" if chinese else f"({', '.join(about)})"]
     return "\n".join(lines) + "\n"
 
 
