@@ -448,6 +448,10 @@ class Training(Section):
 class Pretrain(Training):
     """Next-token prediction on the shards."""
 
+    checkpoint_shards: bool = False
+    """A checkpoint each time as many tokens are trained on as a shard file holds (`shards.shard_bytes`), instead of
+    every `checkpoint_every` steps. Rows of all shards are shuffled together, so none is finished before the others."""
+
 
 class Sft(Training):
     """Supervised fine-tuning: the loss is on the assistant's tokens only."""

@@ -43,6 +43,8 @@ def pretrain(recipe: Recipe, directory: Path, device: Device, sampler: Sampler |
     if is_finished(out, bits):
         say(f"pretrain: {out} is finished")
         return
+    if settings.checkpoint_shards:
+        settings = settings.model_copy(update={"checkpoint_every": steps_of_a_shard(documents, settings.batch_tokens)})
     prefix = end_of_document(tokenizer)
     task = LanguageModelling(
         name="pretrain",
@@ -56,6 +58,11 @@ def pretrain(recipe: Recipe, directory: Path, device: Device, sampler: Sampler |
     sample = (lambda: sampler(model)) if sampler else None
     outcome = train(model, task, settings, out, device, bits, sample)
     finish_stage(out, model, tokenizer, bits, outcome, limit_flops=device.matmul_flops)
+
+
+def steps_of_a_shard(documents: TokenDocuments, batch_tokens: int) -> int:
+    """Steps that take as many tokens as a full shard holds, at least one."""
+    return max(1, max((file["tokens"] for file in documents.files), default=0) // batch_tokens)
 
 
 def validation_splits(

@@ -94,8 +94,9 @@ def identity(settings: Training, device: Device, **parts: Any) -> dict[str, Any]
 
     How often to log, validate or save is no part of it.
     """
-    passing = {"eval_every", "eval_tokens", "sample_every", "log_every", "checkpoint_every", "checkpoint_minutes"}
-    return {**parts, **device.identity, **settings.model_dump(exclude=passing | {"keep_checkpoints"})}
+    passing = {"eval_every", "eval_tokens", "sample_every", "log_every"}
+    passing |= {"checkpoint_every", "checkpoint_minutes", "checkpoint_shards", "keep_checkpoints"}
+    return {**parts, **device.identity, **settings.model_dump(exclude=passing)}
 
 
 def weights_fingerprint(directory: Path) -> str:
