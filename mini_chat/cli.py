@@ -368,9 +368,9 @@ def prepare_environment() -> None:
 
     OpenMP's threads spin for a moment while they wait and then sleep. Spinning for long makes a training step up to
     ten times slower beside another busy process; sleeping at once costs a quarter of the rate (docs/log.md).
-    Models come from the disk only.
+    Models come from the disk only. cuBLAS multiplies in one order only with a workspace of its own.
     """
-    settings = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
+    settings = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     for name, value in {**settings, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}.items():
         os.environ.setdefault(name, value)
 

@@ -46,12 +46,13 @@ class Device:
     def matmul_flops(self) -> float:
         """The matrix-product rate measured here and now, in the compute dtype [FLOP/s].
 
-        The best of several products of (2048, 1024) by (1024, 1024): what a perfect training step could reach.
+        The best of several products, of (2048, 1024) by (1024, 1024) on a CPU, of (8192, 8192) by itself
+        elsewhere: what a perfect training step could reach.
         """
-        x = torch.randn(2048, 1024, device=self.torch_device, dtype=self.compute_dtype)
-        weight = torch.randn(1024, 1024, device=self.torch_device, dtype=self.compute_dtype)
-        flops, best = 2 * 2048 * 1024 * 1024, 0.0
-        repeats = 8 if self.torch_device.type == "cpu" else 200
+        rows, width = (2048, 1024) if self.torch_device.type == "cpu" else (8192, 8192)
+        x = torch.randn(rows, width, device=self.torch_device, dtype=self.compute_dtype)
+        weight = torch.randn(width, width, device=self.torch_device, dtype=self.compute_dtype)
+        flops, best, repeats = 2 * rows * width * width, 0.0, 8
         for _ in range(6):
             self.synchronize()
             start = time.perf_counter()
@@ -98,6 +99,8 @@ def choose(machine: Machine) -> Device:
     torch.set_num_threads(threads)
     if kind == "cpu":
         keep_large_buffers()
+    if kind == "cuda":
+        add_up_in_order()
     fast_bf16 = {"cpu": cpu_multiplies_bf16, "cuda": cuda_multiplies_bf16, "mps": lambda: False}[kind]
     bf16 = machine.precision == "bf16" or (machine.precision == "auto" and fast_bf16())
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -134,6 +137,15 @@ def cpu_multiplies_bf16() -> bool:
 def cuda_multiplies_bf16() -> bool:
     """Whether the GPU has bfloat16 units (Ampere and later); torch emulates them elsewhere, which is slower."""
     return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def add_up_in_order() -> None:
+    """Have a GPU add up in one order at every run, so that a resumed run ends in the bits of an undisturbed one.
+
+    What it costs is in docs/log.md. cuBLAS reads its part of it from the environment (`cli.prepare_environment`).
+    """
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # nothing reads it
 
 
 def keep_large_buffers() -> None:

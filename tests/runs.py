@@ -64,7 +64,7 @@ def broken_at(monkeypatch: pytest.MonkeyPatch, broken: Callable[[int], bool], fa
     calls = 0
     original = LanguageModelling.loss
 
-    def loss(self: LanguageModelling, model: Any, batch: Any) -> tuple[Tensor, dict[str, float]]:
+    def loss(self: LanguageModelling, model: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         nonlocal calls
         calls += 1
         value, extra = original(self, model, batch)

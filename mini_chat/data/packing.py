@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ IGNORE = -100  # label of a position that has no loss, as in torch's cross-entro
 OPEN_ROWS = 64  # rows that are filled at the same time; more waste less and cost more
 ROW_BITS = 40  # of a row's number, beside its room in one integer
 ROW_MASK = (1 << ROW_BITS) - 1
+BOUNDS_STEP = 256  # bounds are filled up to a power of two times this, so that there are few sizes of them
 
 
 @dataclass
@@ -118,8 +120,42 @@ class Batch:
     document_ids_BL: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        return Batch(self.documents, *(tensor.to(device, non_blocking=True) for tensor in self._tensors()))
+        """The same batch on another device.
+
+        What has to be looked up in it is looked up before: on a GPU every look-up would wait for all that is under way.
+        """
+        if device.type == "cpu":
+            return self
+        tensors = [*self._tensors(), self.labelled_N, self.bounds_S]
+        if device.type == "cuda":
+            tensors = [tensor.pin_memory() for tensor in tensors]
+        *rows, labelled_N, bounds_S = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        moved = Batch(self.documents, *rows)
+        moved.labelled_N, moved.bounds_S = labelled_N, bounds_S
+        return moved
+
+    @cached_property
+    def labelled_N(self) -> Tensor:
+        """int64 (N,): where the labels are, all rows one after the other."""
+        return (self.labels_BL.flatten() != IGNORE).nonzero().squeeze(1)
+
+    @cached_property
+    def bounds_S(self) -> Tensor:
+        """int32: where each piece begins, all rows one after the other, and the end; padding is a piece of its own.
+
+        Filled up with the end to one of a few sizes, as if empty pieces followed.
+        """
+        ids_T = self.document_ids_BL.flatten()
+        begins_T = torch.ones_like(ids_T, dtype=torch.bool)
+        begins_T[1:] = ids_T[1:] != ids_T[:-1]
+        begins_T[:: self.document_ids_BL.shape[1]] = True
+        starts = begins_T.nonzero().squeeze(1)
+        size = BOUNDS_STEP
+        while size < len(starts) + 1:
+            size *= 2
+        bounds_S = torch.full((size,), len(ids_T), dtype=torch.int32)
+        bounds_S[: len(starts)] = starts
+        return bounds_S
 
     def split(self, rows: int) -> list[Batch]:
         """Micro-batches of at most so many rows; document_ids stay those of the whole batch."""

@@ -92,7 +92,7 @@ def plan_stage(
     steps = settings.steps or math.ceil(settings.epochs * per_epoch / settings.batch_tokens)
     tokens = float(steps * settings.batch_tokens)
     flops = tokens * parameters.training_flops_per_token
-    compute = Compute(machine.compute_bytes, is_compiled(recipe, flops if steps else math.inf))
+    compute = Compute(machine.compute_bytes, is_compiled(recipe, flops if steps else math.inf, machine.kind))
     keys = keys_seen(settings.row_tokens, amount.document_tokens)
     work = step_work(model, parameters, settings, vocab_size, compute, machine, keys, gpus)
     kind = parallelism(parameters, machine, recipe.machine.parallel, gpus)
@@ -132,12 +132,16 @@ def plan_stage(
     )
 
 
-def is_compiled(recipe: Recipe, flops: float) -> bool:
-    """Whether the stage's layers run compiled, as `trainer.compilation.worth_compiling` decides it."""
+def is_compiled(recipe: Recipe, flops: float, kind: str) -> bool:
+    """Whether the stage's layers run compiled, as `trainer.compilation.worth_compiling` decides it.
+
+    Args:
+        kind: of the device.
+    """
     from mini_chat.trainer.compilation import WORTHWHILE_FLOPS
 
-    setting = recipe.machine.compile
-    return setting != "off" and not recipe.model.num_experts and (setting == "on" or flops >= WORTHWHILE_FLOPS)
+    setting, least = recipe.machine.compile, WORTHWHILE_FLOPS.get(kind, math.inf)
+    return setting != "off" and not recipe.model.num_experts and (setting == "on" or flops >= least)
 
 
 def parallelism(parameters: Parameters, machine: Machine, setting: str, gpus: int) -> str:

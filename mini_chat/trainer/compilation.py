@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -11,10 +12,10 @@ from torch import nn
 from mini_chat.console import say
 from mini_chat.model import SLMConfig
 
-WORTHWHILE_FLOPS = 1e13  # half a minute of training on two cores
+WORTHWHILE_FLOPS = {"cpu": 1e13, "cuda": 5e15}  # half a minute of training on two cores, or on one large GPU
 
 
-def worth_compiling(setting: str, config: SLMConfig, flops: float) -> bool:
+def worth_compiling(setting: str, config: SLMConfig, flops: float, device_type: str = "cpu") -> bool:
     """Whether a stage of so many FLOPs is trained with compiled layers: its bits depend on it, so no clock decides.
 
     Args:
@@ -23,7 +24,7 @@ def worth_compiling(setting: str, config: SLMConfig, flops: float) -> bool:
     """
     if setting == "off" or config.is_moe:  # experts' sizes vary from step to step, and so would the code
         return False
-    if setting == "auto" and flops < WORTHWHILE_FLOPS:
+    if setting == "auto" and flops < WORTHWHILE_FLOPS.get(device_type, math.inf):
         return False
     return compiler_works()
 

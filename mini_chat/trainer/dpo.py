@@ -81,7 +81,7 @@ class PreferenceTask:
         """Pairs."""
         return max(1, len(batch.documents) // 2)
 
-    def loss(self, model: SLMForCausalLM, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: SLMForCausalLM, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed DPO loss of the pairs, plus `sft_weight` times the chosen answers' mean token loss of each pair."""
         log_p_D, tokens_D = answer_log_probabilities(model, batch)
         present_D = tokens_D > 0
@@ -93,9 +93,9 @@ class PreferenceTask:
         )
         loss = loss_P.sum() - self.sft_weight * (chosen / tokens_D[0::2][present_P]).sum()
         return loss, {
-            "dpo_loss": float(loss_P.detach().sum()),
-            "reward_margin": float(margin_P.detach().sum()),
-            "reward_accuracy": float((margin_P.detach() > 0).sum()),
+            "dpo_loss": loss_P.detach().sum(),
+            "reward_margin": margin_P.detach().sum(),
+            "reward_accuracy": (margin_P.detach() > 0).sum(),
         }
 
     def validate(self, model: SLMForCausalLM) -> dict[str, float]:
@@ -108,10 +108,9 @@ def answer_log_probabilities(model: SLMForCausalLM, batch: Batch) -> tuple[Tenso
 
     D counts all documents of the batch that the micro-batch is of; those not in it get 0 and 0.
     """
-    where = labelled(batch)
-    out = run_packed(model, batch)
-    nll_N = token_nll(out.hidden_BLH[where], model.lm_head.weight, batch.labels_BL[where])
-    document_N = batch.document_ids_BL[where]
+    hidden_NH, labels_N = labelled(run_packed(model, batch).hidden_BLH, batch)
+    nll_N = token_nll(hidden_NH, model.lm_head.weight, labels_N)
+    document_N = batch.document_ids_BL.flatten().index_select(0, batch.labelled_N)
     log_p_D = torch.zeros(len(batch.documents), device=nll_N.device).index_add(0, document_N, -nll_N)
     return log_p_D, torch.bincount(document_N, minlength=len(batch.documents))
 

@@ -36,19 +36,19 @@ class LanguageModelling:
 
     def weight(self, batch: Batch) -> float:
         """Labelled tokens."""
-        return int(labelled(batch).sum())
+        return len(batch.labelled_N)
 
-    def loss(self, model: SLMForCausalLM, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: SLMForCausalLM, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed negative log-likelihood [nats], plus the load-balancing loss of a MoE model, once per token."""
         out = run_packed(model, batch)
-        where = labelled(batch)
-        nll = token_nll(out.hidden_BLH[where], model.lm_head.weight, batch.labels_BL[where]).sum()
+        hidden_NH, labels_N = labelled(out.hidden_BLH, batch)
+        nll = token_nll(hidden_NH, model.lm_head.weight, labels_N).sum()
         if out.router_logits is None:
             return nll, {}
         real_T = (batch.document_ids_BL >= 0).flatten()
         balance = load_balancing_loss(list(out.router_logits), model.config.num_experts_per_tok, real_T)
-        tokens = int(where.sum())
-        return nll + model.config.router_aux_loss_coef * balance * tokens, {"balance": float(balance.detach()) * tokens}
+        balance = balance * len(labels_N)
+        return nll + model.config.router_aux_loss_coef * balance, {"balance": balance.detach()}
 
     def validate(self, model: SLMForCausalLM) -> dict[str, float]:
         """Bits per byte of each language's held-out documents."""
@@ -71,10 +71,8 @@ def bits_per_byte(
     rows = min(rows, len(packed))
     for first, counts in shared_out(range(0, rows, micro_rows)):
         batch = packed.rows(list(range(first, min(first + micro_rows, rows)))).to(model.device)
-        where = labelled(batch)
-        labels = batch.labels_BL[where]
-        hidden_NH = run_packed(model, batch).hidden_BLH[where]
-        nats += counts * float(token_nll(hidden_NH, model.lm_head.weight, labels).sum())
-        total_bytes += counts * float(bytes_of[labels.cpu()].sum())
+        hidden_NH, labels_N = labelled(run_packed(model, batch).hidden_BLH, batch)
+        nats += counts * float(token_nll(hidden_NH, model.lm_head.weight, labels_N).sum())
+        total_bytes += counts * float(bytes_of[labels_N.cpu()].sum())
     nats, total_bytes = summed([nats, total_bytes])
     return nats / math.log(2) / max(total_bytes, 1)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mini_chat.config import Training
 from mini_chat.console import duration, progress, say
-from mini_chat.data.packing import IGNORE, Batch, PackedDocuments
+from mini_chat.data.packing import Batch, PackedDocuments
 from mini_chat.device import Device
 from mini_chat.distributed import is_first, my_part, processes, summed
 from mini_chat.errors import UserError
@@ -42,8 +42,8 @@ class Task(Protocol):
     def weight(self, batch: Batch) -> float:
         """What the summed loss of a whole batch is divided by: its labelled tokens, or its pairs."""
 
-    def loss(self, model: SLMForCausalLM, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """The summed loss of a micro-batch, with gradient, and sums of whatever else is worth logging."""
+    def loss(self, model: SLMForCausalLM, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The summed loss of a micro-batch, with gradient, and sums of whatever else is worth logging, without."""
 
     def validate(self, model: SLMForCausalLM) -> dict[str, float]:
         """Measures on held-out data; the model is in evaluation mode, no gradients are kept."""
@@ -95,11 +95,15 @@ class Trainer:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.flops_per_token = training_flops_per_token(model)
         compiles = worth_compiling(
-            device.compile, model.config, self.steps * settings.batch_tokens * self.flops_per_token
+            device.compile,
+            model.config,
+            self.steps * settings.batch_tokens * self.flops_per_token,
+            device.torch_device.type,
         )
         self.compiled_layers = CompiledLayers(model, compiles)
         self.parallelism = Parallelism(model, device, device.parallel)
-        self.optimizers = Optimizers(model, settings)  # after it, which may replace the parameters by their shards
+        # After it, which may replace the parameters by their shards.
+        self.optimizers = Optimizers(model, settings, device.compute_dtype)
         # On a CPU the writing would take cores from the training that it runs beside.
         background = device.torch_device.type != "cpu"
         self.checkpoints = Checkpoints(directory / "state", identity, settings.keep_checkpoints, background)
@@ -197,23 +201,24 @@ class Trainer:
         batch = data.batch(first + part.start, len(part))
         weight, tokens = summed([self.task.weight(batch), int((batch.document_ids_BL >= 0).sum())])
         weight = max(1, weight)
-        sums: dict[str, float] = {"loss": 0.0}
+        found: dict[str, list[Tensor]] = {}
         micro_batches = batch.split(settings.micro_tokens // settings.row_tokens)
         try:
             for number, micro in enumerate(micro_batches, 1):
                 last = number == len(micro_batches)
                 with self.stop.given_up_if_late(), self.parallelism.micro_batch(last):
                     loss, extra = self.micro_gradients(micro, self.parallelism.divisor(weight))
-                for key, value in ({"loss": float(loss.detach())} | extra).items():
-                    sums[key] = sums.get(key, 0.0) + value
+                for key, value in ({"loss": loss.detach()} | extra).items():
+                    found.setdefault(key, []).append(value)
         except GivenUp:
             self.leave()
+        sums = sums_of(found)
         overdue = is_first() and time.monotonic() - self.saved_at > settings.checkpoint_minutes * 60
         # Once: what is said to be saved must be. All processes learn of the same requests.
         *values, asked, due = summed([*sums.values(), self.stop.asked, overdue])
         return Totals(dict(zip(sums, values, strict=True)), weight, int(tokens)), bool(asked), bool(due)
 
-    def micro_gradients(self, micro: Batch, divisor: float) -> tuple[Tensor, dict[str, float]]:
+    def micro_gradients(self, micro: Batch, divisor: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Add a micro-batch's gradients to the parameters'; returns what the task's loss gave."""
         # The backward pass too: gradient checkpointing runs the forward pass again in it.
         with packed_attention(self.model, self.device), self.compiled_layers:
@@ -325,6 +330,13 @@ class Trainer:
         return Outcome(self.steps, at.tokens, at.train_seconds, rate, share, self.validation, at.skipped_steps)
 
 
+def sums_of(found: dict[str, list[Tensor]]) -> dict[str, float]:
+    """The sum of each key's scalars, read from the device all at once: every reading waits for it."""
+    scalars = [scalar.float() for values in found.values() for scalar in values]
+    read = iter(torch.stack(scalars).tolist())
+    return {key: sum(next(read) for _ in values) for key, values in found.items()}
+
+
 def evaluate(parallelism: Parallelism, task: Task, device: Device) -> dict[str, float]:
     """The task's validation, without gradients."""
     model = parallelism.model
@@ -353,6 +365,7 @@ def run_packed(model: SLMForCausalLM, batch: Batch) -> Decoded:
     return Decoded(out.last_hidden_state, out.router_logits)
 
 
-def labelled(batch: Batch) -> Tensor:
-    """bool (B, L): positions that have a label."""
-    return batch.labels_BL != IGNORE
+def labelled(hidden_BLH: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The hidden states of the positions that have a label, (N, H), and the labels, int64 (N,)."""
+    hidden_NH = hidden_BLH.flatten(0, 1).index_select(0, batch.labelled_N)
+    return hidden_NH, batch.labels_BL.flatten().index_select(0, batch.labelled_N)

@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mini_chat.data.packing import IGNORE
 
-CHUNK_LOGITS = 1 << 24  # logits that may exist at once: 64 MiB in float32
+CHUNK_LOGITS = 1 << 24  # logits that may exist at once: 64 MiB in float32, in the cache of a large processor
+CHUNK_LOGITS_GPU = 1 << 28  # 1 GiB: small products leave a GPU idle
 POSITIONS_STEP = 256  # positions are filled up to a multiple of this
 
 
@@ -17,13 +18,14 @@ def token_nll(hidden_NH: Tensor, head_VH: Tensor, labels_N: Tensor) -> Tensor:
     """Negative log-likelihood of each label, float32 (N,) [nats], without ever holding the logits of all positions.
 
     The logits are made for a chunk of positions at a time and made again in the backward pass, so memory is
-    CHUNK_LOGITS numbers, whatever the batch. The softmax runs in float32.
+    that of CHUNK_LOGITS numbers, whatever the batch. The softmax runs in float32.
 
     How many positions have a label differs from step to step in SFT and DPO, and the processor's library keeps a
     prepared product, with its buffers, for each size it has met: 20 MB a step, 10 GB after some hundred (docs/log.md).
     So positions are filled up to one of a few sizes; what is filled up is ignored.
     """
-    positions, rows = len(labels_N), max(1, CHUNK_LOGITS // head_VH.shape[0])
+    positions = len(labels_N)
+    rows = max(1, (CHUNK_LOGITS_GPU if hidden_NH.is_cuda else CHUNK_LOGITS) // head_VH.shape[0])
     missing = -positions % min(POSITIONS_STEP, rows)
     hidden_NH = F.pad(hidden_NH, (0, 0, 0, missing))
     labels_N = F.pad(labels_N, (0, missing), value=IGNORE)

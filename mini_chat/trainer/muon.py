@@ -80,9 +80,11 @@ class Muon(torch.optim.Optimizer):
         for parameter, update in zip(parameters, make(updates, self.dtype, parameters[0].shape), strict=True):
             rows, columns = parameter.shape
             weights = local(parameter)
-            weights.mul_(1 - group["lr"] * group["weight_decay"])
-            step = -group["lr"] * max(1.0, rows / columns) ** 0.5
-            weights.add_(update.T if is_tall(parameter) and not sharded else update, alpha=step)
+            if is_tall(parameter) and not sharded:
+                update = update.T
+            if group["weight_decay"]:
+                weights.mul_(1 - group["lr"] * group["weight_decay"])
+            weights.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
 
 def local(tensor: Any) -> Tensor:

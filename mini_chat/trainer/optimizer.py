@@ -14,9 +14,13 @@ from mini_chat.trainer.muon import Muon
 
 
 class Optimizers:
-    """Muon and AdamW over one model, with one schedule."""
+    """Muon and AdamW over one model, with one schedule.
 
-    def __init__(self, model: nn.Module, settings: Training) -> None:
+    Args:
+        dtype: of Muon's products, what the device multiplies fast.
+    """
+
+    def __init__(self, model: nn.Module, settings: Training, dtype: torch.dtype = torch.float32) -> None:
         self.settings = settings
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         muon = {name: p for name, p in parameters.items() if settings.optimizer == "muon" and is_hidden_matrix(name, p)}
@@ -34,7 +38,7 @@ class Optimizers:
         }
         self.lr_max = {"adamw": settings.lr_max, "muon": settings.muon_lr_max}
         if muon:
-            self.optimizers["muon"] = Muon(muon.values(), settings.muon_lr_max, settings.weight_decay)
+            self.optimizers["muon"] = Muon(muon.values(), settings.muon_lr_max, settings.weight_decay, dtype=dtype)
 
     def set_rate(self, factor: float) -> None:
         """Set every learning rate to `factor` of its peak."""

@@ -61,7 +61,7 @@ class Parallelism:
         with nullcontext() if last or self.kind != "ddp" else self.outer.no_sync():
             yield
 
-    def loss(self, function: Callable[..., tuple[Tensor, dict[str, float]]], batch: Any) -> tuple[Tensor, Any]:
+    def loss(self, function: Callable[..., tuple[Tensor, dict[str, Tensor]]], batch: Any) -> tuple[Tensor, Any]:
         """`function(model, batch)`, with what gathers the gradients."""
         return self.outer(function, batch)
 

@@ -40,12 +40,11 @@ def model() -> SLMForCausalLM:
 @torch.no_grad()
 def losses(model: SLMForCausalLM, batch: Batch, device: Device) -> dict[int, list[float]]:
     """Per document of the split, the loss of each of its labels in the order of the pieces."""
-    where = labelled(batch)
     with packed_attention(model, device):
-        hidden = run_packed(model, batch).hidden_BLH
-    nll = token_nll(hidden[where], model.lm_head.weight, batch.labels_BL[where])
+        hidden_NH, labels_N = labelled(run_packed(model, batch).hidden_BLH, batch)
+    nll = token_nll(hidden_NH, model.lm_head.weight, labels_N)
     found: dict[int, list[float]] = {}
-    for piece, value in zip(batch.document_ids_BL[where].tolist(), nll.tolist(), strict=True):
+    for piece, value in zip(batch.document_ids_BL.flatten()[batch.labelled_N].tolist(), nll.tolist(), strict=True):
         found.setdefault(batch.documents[piece], []).append(value)
     return found
 

@@ -19,7 +19,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 
 from mini_chat.model import SLMConfig, SLMForCausalLM
 from mini_chat.model.model_slm import Experts, Router, SparseMoeBlock, load_balancing_loss
-from mini_chat.trainer.attention import NAME as BLOCKS
+from mini_chat.trainer.attention import BLOCKS
 
 SHAPES: dict[str, dict[str, Any]] = {
     "dense": {},

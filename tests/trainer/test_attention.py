@@ -12,7 +12,7 @@ from tiny import recorded, tiny_model
 from mini_chat.data.packing import Batch
 from mini_chat.device import Device
 from mini_chat.trainer import block_attention as block_attention_module
-from mini_chat.trainer.attention import NAME, packed_attention
+from mini_chat.trainer.attention import BLOCKS, packed_attention
 from mini_chat.trainer.loop import run_packed
 
 
@@ -33,7 +33,7 @@ def test_the_fast_function_and_sdpa_give_the_same_output_and_gradients(shape: di
         model.zero_grad()
         if fast:
             with packed_attention(model, device):
-                assert model.config._attn_implementation == NAME
+                assert model.config._attn_implementation == BLOCKS
                 hidden = run_packed(model, batch).hidden_BLH
         else:
             hidden = run_packed(model, batch).hidden_BLH

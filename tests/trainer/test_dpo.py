@@ -71,7 +71,7 @@ def test_the_loss_is_that_of_two_models_side_by_side(data: Path, device: Device)
     for micro in batch.split(2):
         loss, extra = task.loss(policy, micro)
         total = total + loss
-        sums = {key: sums[key] + extra[key] for key in sums}
+        sums = {key: sums[key] + float(extra[key]) for key in sums}
 
     documents = packed.documents
     expected, expected_dpo, right = torch.zeros(()), 0.0, 0
