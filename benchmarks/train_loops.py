@@ -47,8 +47,11 @@ class Shape:
     row_tokens: int
 
 
-WIDE = {"vocab_size": 32_000, "max_position_embeddings": 2048}  # the rest is the default: the 124M model
-SMALL = {
+WIDE: dict[str, Any] = {
+    "vocab_size": 32_000,
+    "max_position_embeddings": 2048,
+}  # the rest is the default: the 124M model
+SMALL: dict[str, Any] = {
     "vocab_size": 6400,
     "hidden_size": 256,
     "intermediate_size": 704,

@@ -59,11 +59,9 @@ Step = Callable[[float], None]
 """One optimiser step at so much of the training time (0 to 1)."""
 
 
-def prepared() -> Recipe:
-    """Tokenizer and shards of the real text, made once."""
-    from mini_chat.pipeline import run_stages
-
-    recipe = load_recipe(
+def recipe() -> Recipe:
+    """The recipe of the text, the tokenizer and our own settings."""
+    return load_recipe(
         ROOT / "config" / "real-small.yaml",
         {
             "out": str(FOLDER),
@@ -73,8 +71,14 @@ def prepared() -> Recipe:
             "pretrain.row_tokens": str(ROW_TOKENS),
         },
     )
-    run_stages(recipe, ["tokenizer", "shards"])
-    return recipe
+
+
+def prepared() -> Recipe:
+    """The recipe, with its tokenizer and shards made once."""
+    from mini_chat.pipeline import run_stages
+
+    run_stages(recipe(), ["tokenizer", "shards"])
+    return recipe()
 
 
 class Corpus:

@@ -1,0 +1,199 @@
+"""Training speed, memory and exactness on a GPU, beside plain loops over transformers' own model, in one run.
+
+    python -m benchmarks.train_gpu [--rows 16]
+
+The 124M model on rows of 1,024 tokens. Loops as in `benchmarks.train_loops`: `plain` float32, `bf16` under autocast,
+`bf16_compiled` the same compiled, `ours` with AdamW for all so that the update is the same, `ours_packed` on short
+documents, `ours_muon` as recipes have it, `ours_large` with four times the rows. Rates are medians over steps; the
+limit is the measured rate of bf16 matrix products.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.results import table, write
+from benchmarks.train_loops import SEED, WIDE, RandomRows, Shape
+from mini_chat.cli import prepare_environment
+
+STEPS, WARM_UP = 14, 4
+
+
+def stock(shape: Shape, autocast: bool, compiled: bool) -> list[float]:
+    """Seconds of each step of a loop over transformers' own model."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from mini_chat.model import SLMConfig
+
+    torch.manual_seed(SEED)
+    model = Qwen3ForCausalLM(Qwen3Config(**SLMConfig(**shape.model).to_dict())).float().cuda().train()
+    call = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
+    seconds = []
+    for _ in range(STEPS):
+        tokens = torch.randint(0, shape.model["vocab_size"], (shape.rows, shape.row_tokens), device="cuda")
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            loss = call(input_ids=tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def ours(shape: Shape, short: bool = False, optimizer: str = "adamw", in_order: bool = True) -> list[float]:
+    """Seconds of each step of our loop, from what it logs of itself."""
+    import torch
+
+    from mini_chat.config import Machine, Pretrain
+    from mini_chat.device import choose
+    from mini_chat.model import SLMConfig, SLMForCausalLM
+    from mini_chat.trainer.language_modelling import LanguageModelling
+    from mini_chat.trainer.loop import train
+
+    device = choose(Machine(compile="on"))
+    torch.use_deterministic_algorithms(in_order)
+    torch.manual_seed(SEED)
+    model = SLMForCausalLM(SLMConfig(**shape.model)).to(device.torch_device)  # type: ignore[arg-type]
+    tokens = shape.rows * shape.row_tokens
+    never = 1 << 30
+    settings = Pretrain.model_validate(
+        {"steps": STEPS, "row_tokens": shape.row_tokens, "batch_tokens": tokens, "micro_tokens": tokens}
+        | {"optimizer": optimizer, "lr_max": 5e-4, "log_every": 1, "eval_every": never, "checkpoint_every": never}
+    )
+    task = LanguageModelling("pretrain", RandomRows(shape, short), {}, np.zeros(0), 1, shape.rows)  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as scratch:
+        train(model, task, settings, Path(scratch), device, {})
+        lines = [json.loads(line) for line in (Path(scratch) / "metrics.jsonl").read_text().splitlines()]
+    ends = [line["train_seconds"] for line in lines if "train_seconds" in line]
+    return [end - before for before, end in zip([0.0, *ends], ends, strict=False)]
+
+
+def same_bits(shape: Shape) -> bool:
+    """Whether two runs of our loop end in the same weights."""
+    import torch
+
+    from mini_chat.model import SLMForCausalLM
+
+    found: list[dict[str, Any]] = []
+    save = SLMForCausalLM.to
+
+    def remembered(self: Any, *arguments: Any) -> Any:
+        found.append(dict(self.named_parameters()))
+        return save(self, *arguments)
+
+    SLMForCausalLM.to = remembered  # type: ignore[method-assign, assignment]
+    try:
+        for _ in range(2):
+            ours(shape, short=True, optimizer="muon")
+    finally:
+        SLMForCausalLM.to = save  # type: ignore[method-assign]
+    return all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def agreement(shape: Shape) -> float:
+    """Largest difference of a packed batch's losses between FlashAttention and sdpa with a mask, over their mean."""
+    import torch
+
+    from mini_chat.config import Machine
+    from mini_chat.device import choose
+    from mini_chat.model import SLMConfig, SLMForCausalLM
+    from mini_chat.trainer.attention import packed_attention
+    from mini_chat.trainer.loop import labelled, run_packed
+    from mini_chat.trainer.losses import token_nll
+
+    device = choose(Machine())
+    torch.manual_seed(SEED)
+    model = SLMForCausalLM(SLMConfig(**shape.model)).to(device.torch_device)  # type: ignore[arg-type]
+    batch = RandomRows(shape, True).batch(0, 4).to(device.torch_device)
+    losses = []
+    with torch.no_grad(), device.autocast():
+        with packed_attention(model, device):
+            hidden_NH, labels_N = labelled(run_packed(model, batch).hidden_BLH, batch)
+            losses.append(token_nll(hidden_NH, model.lm_head.weight, labels_N))
+        hidden_NH, labels_N = labelled(run_packed(model, batch).hidden_BLH, batch)
+        losses.append(token_nll(hidden_NH, model.lm_head.weight, labels_N))
+    return float((losses[0] - losses[1]).abs().max() / losses[1].mean())
+
+
+def measure(rows: int = 16) -> dict[str, float | str]:
+    """Every loop, one after the other."""
+    import torch
+
+    from mini_chat.config import Machine
+    from mini_chat.device import choose
+    from mini_chat.model import SLMConfig, SLMForCausalLM
+    from mini_chat.trainer.progress import training_flops_per_token
+
+    device = choose(Machine())
+    limit = device.matmul_flops
+    work = training_flops_per_token(SLMForCausalLM(SLMConfig(**WIDE)))
+    shape, large = Shape(WIDE, rows, 1024), Shape(WIDE, 4 * rows, 1024)
+    figures: dict[str, float | str] = {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "limit_flops": limit,
+        "rows": rows,
+        "flash_over_sdpa_difference": agreement(shape),
+        "same_bits": float(same_bits(Shape(WIDE, 4, 1024))),
+    }
+    loops: dict[str, tuple[Callable[[], list[float]], Shape]] = {
+        "ours": (lambda: ours(shape), shape),
+        "bf16": (lambda: stock(shape, True, False), shape),
+        "plain": (lambda: stock(shape, False, False), shape),
+        "ours_large": (lambda: ours(large), large),
+        "ours_packed": (lambda: ours(shape, short=True), shape),
+        "ours_muon": (lambda: ours(shape, optimizer="muon"), shape),
+        "ours_any_order": (lambda: ours(shape, in_order=False), shape),
+        "bf16_compiled": (lambda: stock(shape, True, True), shape),
+    }
+    for name, (loop, taken) in loops.items():
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            torch.use_deterministic_algorithms(False)
+            rate = taken.rows * taken.row_tokens / median(loop()[WARM_UP:])
+        except Exception as error:  # one loop that fails leaves the others
+            print(f"{name}: {type(error).__name__}: {str(error)[:500]}", flush=True)
+            continue
+        figures[f"{name}_tokens_per_s"] = rate
+        figures[f"{name}_mfu"] = rate * work / limit
+        figures[f"{name}_peak_bytes"] = torch.cuda.max_memory_allocated()
+        print(f"{name}: {rate:,.0f} tokens/s, {rate * work / limit:.0%} of the limit", flush=True)
+        if name in {"plain", "bf16", "bf16_compiled"} and "ours_tokens_per_s" in figures:
+            figures[f"over_{name}"] = float(figures["ours_tokens_per_s"]) / rate
+        write("gpu", figures)  # what is measured stays, whatever becomes of the next
+    return figures
+
+
+def main() -> int:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=16, help="rows of 1,024 tokens of a step (default 16)")
+    options = parser.parse_args()
+    prepare_environment()
+    figures = measure(options.rows)
+    print(table(figures))
+    print(write("gpu", figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
