@@ -12,8 +12,13 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 
 
-def write(name: str, figures: Mapping[str, float | str]) -> Path:
-    """Lay the figures over those that are there already, and say of what machine and day they are."""
+def write(name: str, figures: Mapping[str, float | str], part: str = "") -> Path:
+    """Lay the figures over those that are there already, and say of what machine and day they are.
+
+    Args:
+        part: the benchmark whose figures they are, if others write to the same file: made on another machine than the
+            rest, they say so under `PART_machine` and `PART_date`.
+    """
     path = RESULTS / f"{name}.json"
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     about = {
@@ -22,7 +27,10 @@ def write(name: str, figures: Mapping[str, float | str]) -> Path:
         "date": datetime.date.today().isoformat(),
     }
     path.parent.mkdir(exist_ok=True)
-    content = {**earlier, **figures, **about}
+    content = {key: value for key, value in earlier.items() if key not in {f"{part}_machine", f"{part}_date"}}
+    if part and earlier.get("machine", about["machine"]) != about["machine"]:
+        about = {f"{part}_machine": about["machine"], f"{part}_date": about["date"]}
+    content |= {**figures, **about}
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 

@@ -34,7 +34,7 @@ def run(result: str, benchmarks: Sequence[str], need_text: Collection[str], name
         # A process of its own: what one has loaded and set (threads, allocator, environment) is not the next one's.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
             figures = process.submit(measured, name).result()
-        path = write(result, figures)
+        path = write(result, figures, name)
         print(table(figures))
         print(f"  ({time.monotonic() - began:.0f} s; written to {path})", flush=True)
     return 0

@@ -246,7 +246,12 @@ TABLES: dict[str, tuple[str, list[tuple[str, str, str, Form]]]] = {
         ],
     ),
 }
-COMMANDS = {"data": "make bench-data", "train": "make bench-train", "gpu": "python -m benchmarks.train_gpu"}
+COMMANDS = {
+    "data": "make bench-data",
+    "train": "make bench-train",
+    "gpu": "python -m benchmarks.train_gpu",
+    "tokenizer_training": "python -m benchmarks.tokenizer_training --flops 1e15 --shape medium",
+}
 """Results file → what measures it."""
 
 
@@ -260,6 +265,29 @@ PICTURES = {
 """Tables that are pictures, of a page in docs/: the file beside it, what it shows in both languages."""
 
 
+TOKENIZERS = [
+    ("GPT-2", "GPT-2", 50_257, "gpt2", ""),
+    ("cl100k_base", "cl100k_base", 100_277, "cl100k_base", ""),
+    ("o200k_base", "o200k_base", 200_019, "o200k_base", ""),
+    ("ours, as shipped: 3,500 characters", "随附：3,500 个汉字", 32_000, "ours", "32k"),
+    ("6,763 characters (GB 2312)", "6,763 个汉字（GB 2312）", 32_000, "ours_gb2312", ""),
+    ("8,105 characters", "8,105 个汉字", 32_000, "ours_8105", "8105"),
+    ("with 8,000 Chinese words", "加 8,000 个中文词", 32_000, "ours_words", "words"),
+    ("smaller", "更小的词表", 16_000, "ours_16k", "16k"),
+    ("smaller, with 6,000 Chinese words", "更小，加 6,000 个中文词", 16_000, "ours_16k_words", "16k_words"),
+    ("smallest", "最小的词表", 8_192, "ours_8k", "8k"),
+    ("smallest, with 2,000 Chinese words", "最小，加 2,000 个中文词", 8_192, "ours_8k_words", "8k_words"),
+]
+"""What they are in both languages, entries, keys of the figures."""
+
+
+def loaded(file: str) -> Figures:
+    """A file of results; empty if there is none."""
+    path = RESULTS / f"{file}.json"
+    figures: Figures = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return figures
+
+
 def rendered(name: str, chinese: bool) -> str:
     """A table in one of the languages, or the picture that stands for one."""
     if name in PICTURES:
@@ -267,18 +295,46 @@ def rendered(name: str, chinese: bool) -> str:
         text = translated if chinese else english
         there = (ROOT / "docs" / picture).is_file()
         return f"![{text}]({picture})\n" if there else f"({text}: {'未测' if chinese else 'not measured'})\n"
+    if name == "tokenizers":
+        return tokenizers(chinese)
     file, rows = TABLES[name]
-    path = RESULTS / f"{file}.json"
-    figures: Figures = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    figures = loaded(file)
     heads, missing = (("测量", "数值"), "未测") if chinese else (("measured", "figure"), "not measured")
     lines = [f"| {heads[0]} | {heads[1]} |", "|---|---:|"]
     for english, translated, key, form in rows:
         shown = form(figures[key]) if key in figures else missing
         lines.append(f"| {translated if chinese else english} | {shown} |")
+    return "\n".join([*lines, "", origin(file, figures, chinese)]) + "\n"
+
+
+def origin(file: str, figures: Figures, chinese: bool) -> str:
+    """Where and when a file's figures were made, and by which command."""
     about = [f"{figures.get('gpu', figures['machine'])}, {figures['date']}"] if figures else []
+    parts = [key.removesuffix("_machine") for key in figures if key.endswith("_machine")]
+    about += [f"{part}: {figures[f'{part}_machine']}, {figures[f'{part}_date']}" for part in parts]
     about += [f"`{COMMANDS[file]}`"]
-    lines += ["", f"（{'，'.join(about)}）" if chinese else f"({', '.join(about)})"]
-    return "\n".join(lines) + "\n"
+    return f"（{'；'.join(about)}）" if chinese else f"({'; '.join(about)})"
+
+
+def tokenizers(chinese: bool) -> str:
+    """Tokenizers beside each other: bytes per token of held-out text, and bits per byte of models for the same work."""
+    packed, trained = loaded("data"), loaded("tokenizer_training")
+    heads = "tokenizer | entries | bytes per token, English | Chinese | bits per byte for the same work | at 124M"
+    if chinese:
+        heads = "分词器 | 词表 | 字节/token 英文 | 中文 | 同等计算量的每字节比特数 | 按 1.24 亿参数模型折算"
+    lines = [f"| {heads} |", "|---" + "|---:" * 5 + "|"]
+    for english, translated, entries, key, name in TOKENIZERS:
+        cells = [translated if chinese else english, f"{entries:,}"]
+        for figures, form, keys in (
+            (packed, ".2f", [f"bytes_per_token_{language}_{key}" for language in ("en", "zh")]),
+            (trained, ".3f", [f"{work}_bpb_mean_{name}" for work in ("same_flops", "same_flops_at_124m")]),
+        ):
+            cells += [format(float(figures[key]), form) if key in figures else "–" for key in keys]
+        lines.append("| " + " | ".join(cells) + " |")
+    low, high = (packed.get(f"bytes_per_token_zh_minimind_published_{end}", "–") for end in ("low", "high"))
+    lines.insert(5, f"| minimind, {'公布值' if chinese else 'as published'} | 6,400 | – | {low} … {high} | – | – |")
+    origins = origin("data", packed, chinese), origin("tokenizer_training", trained, chinese)
+    return "\n".join([*lines, "", *origins]) + "\n"
 
 
 def pages() -> list[Path]:
