@@ -392,6 +392,10 @@ class Training(Section):
     """Peak learning rate of AdamW's parameters."""
     muon_lr_max: Rate = 0.01
     """Peak learning rate of Muon's matrices."""
+    muon_momentum: Share = 0.95
+    """Muon's decay of the mean of the gradients."""
+    muon_momentum_warmup_steps: Count = 0
+    """Steps over which that rises from 0.85: the first gradients are soon out of date."""
     lr_min_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Last learning rate as a part of the peak."""
     warmup_steps: Count = 20

@@ -12,7 +12,7 @@ from torch import nn
 from mini_chat.console import say
 from mini_chat.model import SLMConfig
 
-WORTHWHILE_FLOPS = {"cpu": 1e13, "cuda": 5e15}  # half a minute of training on two cores, or on one large GPU
+WORTHWHILE_FLOPS = {"cpu": 1e13, "cuda": 1e15}  # half a minute of training on two cores, or on a small GPU
 
 
 def worth_compiling(setting: str, config: SLMConfig, flops: float, device_type: str = "cpu") -> bool:

@@ -27,7 +27,7 @@ from mini_chat.trainer.checkpoint import Checkpoints
 from mini_chat.trainer.compilation import CompiledLayers, worth_compiling
 from mini_chat.trainer.guard import Guard
 from mini_chat.trainer.metrics import Metrics, NoMetrics
-from mini_chat.trainer.optimizer import Optimizers, rate_factor
+from mini_chat.trainer.optimizer import Optimizers
 from mini_chat.trainer.parallelism import Parallelism
 from mini_chat.trainer.progress import Outcome, Progress, Totals, Window, training_flops_per_token
 from mini_chat.trainer.stopping import GivenUp, Interrupted, StopRequests
@@ -138,8 +138,7 @@ class Trainer:
                 # The gradient of the whole batch; then the update, unless the numbers are broken.
                 totals, asked, due = self.add_up_gradients()
                 loss = totals.sums["loss"] / totals.weight
-                factor = rate_factor(self.step, self.steps, settings)
-                self.optimizers.set_rate(factor)
+                factor = self.optimizers.set_step(self.step, self.steps)
                 grad_norm = self.parallelism.clip_gradients(settings.max_grad_norm)
                 if fault := self.guard.fault(loss, grad_norm):
                     self.skip(fault)

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from mini_chat.config import Training
 from mini_chat.trainer.muon import Muon
 
+FIRST_MOMENTUM = 0.85
+"""Muon's momentum at the first step where it has a warm-up, as in https://github.com/KellerJordan/modded-nanogpt."""
+
 
 class Optimizers:
     """Muon and AdamW over one model, with one schedule.
@@ -38,13 +41,19 @@ class Optimizers:
         }
         self.lr_max = {"adamw": settings.lr_max, "muon": settings.muon_lr_max}
         if muon:
-            self.optimizers["muon"] = Muon(muon.values(), settings.muon_lr_max, settings.weight_decay, dtype=dtype)
+            self.optimizers["muon"] = Muon(
+                muon.values(), settings.muon_lr_max, settings.weight_decay, settings.muon_momentum, dtype
+            )
 
-    def set_rate(self, factor: float) -> None:
-        """Set every learning rate to `factor` of its peak."""
+    def set_step(self, step: int, steps: int) -> float:
+        """Set every learning rate, and Muon's momentum, to those of a step; returns the rate's part of its peak."""
+        factor = rate_factor(step, steps, self.settings)
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = self.lr_max[name] * factor
+                if name == "muon":
+                    group["momentum"] = momentum(step, self.settings)
+        return factor
 
     def step(self) -> None:
         """Update the weights from their gradients."""
@@ -85,6 +94,14 @@ class Optimizers:
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     """Whether Muon's orthogonalisation makes sense: a matrix between hidden activations."""
     return parameter.ndim == 2 and ".layers." in name and ".gate.weight" not in name
+
+
+def momentum(step: int, settings: Training) -> float:
+    """Muon's momentum at a step: a linear rise from FIRST_MOMENTUM."""
+    if step >= settings.muon_momentum_warmup_steps:
+        return settings.muon_momentum
+    done = step / settings.muon_momentum_warmup_steps
+    return FIRST_MOMENTUM + (settings.muon_momentum - FIRST_MOMENTUM) * done
 
 
 def rate_factor(step: int, steps: int, settings: Training) -> float:

@@ -277,3 +277,21 @@ def test_micro_batches_are_the_batch_in_parts(tmp_path: Path) -> None:
     assert [len(part.input_ids_BL) for part in parts] == [3, 1]
     for name in ("input_ids_BL", "labels_BL", "position_ids_BL", "document_ids_BL"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=40), st.integers(0, 1000))
+def test_bounds_and_labelled_places_say_what_the_rows_say(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], seed: int
+) -> None:
+    split = write_split(tmp_path_factory.mktemp("bounds"), documents(lengths, seed))
+    packed = PackedDocuments(split, ROW, seed, PREFIX)
+    batch = packed.batch(0, 3)
+    ids_T, bounds = batch.document_ids_BL.flatten(), batch.bounds_S.tolist()
+    assert bounds[0] == 0 and bounds[-1] == len(ids_T) and bounds == sorted(bounds)
+    for start, end in pairwise(bounds):
+        assert end - start <= ROW and len(ids_T[start:end].unique()) <= 1
+    assert all(row in bounds for row in range(0, len(ids_T), ROW))
+    assert torch.equal(batch.labels_BL.flatten()[batch.labelled_N], batch.labels_BL[batch.labels_BL != IGNORE])
+    moved = batch.to(torch.device("meta"))
+    assert moved.bounds_S.shape == batch.bounds_S.shape and moved.labelled_N.device.type == "meta"

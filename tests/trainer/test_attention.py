@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import recorded, tiny_model
+from torch import Tensor
 
 from mini_chat.data.packing import Batch
 from mini_chat.device import Device
+from mini_chat.trainer import attention
 from mini_chat.trainer import block_attention as block_attention_module
 from mini_chat.trainer.attention import BLOCKS, packed_attention
-from mini_chat.trainer.loop import run_packed
+from mini_chat.trainer.loop import labelled, run_packed
 
 
 def packed_batch(vocab_size: int) -> Batch:
@@ -110,3 +116,48 @@ def test_after_the_block_the_model_attends_as_before(device: Device) -> None:
     with pytest.raises(RuntimeError), packed_attention(model, device):
         raise RuntimeError
     assert model.config._attn_implementation == before
+
+
+def reference_varlen(
+    q_TND: Tensor, k_TKD: Tensor, v_TKD: Tensor, bounds_q: Tensor, bounds_k: Tensor, *most: int, **options: Any
+) -> Tensor:
+    """What torch's `varlen_attn` computes, piece by piece; it runs on GPUs only."""
+    assert options["window_size"] == (-1, 0) and torch.equal(bounds_q, bounds_k)
+    pieces = []
+    for start, end in pairwise(bounds_q.unique().tolist()):
+        q, k, v = (x[start:end].transpose(0, 1)[None] for x in (q_TND, k_TKD, v_TKD))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=options["scale"], enable_gqa=True)
+        pieces.append(out[0].transpose(0, 1))
+    assert most == (len(q_TND) // 2,) * 2
+    return torch.cat(pieces)
+
+
+@pytest.mark.parametrize("knows_groups", [True, False])
+def test_flash_attention_is_given_each_document_alone(monkeypatch: pytest.MonkeyPatch, knows_groups: bool) -> None:
+    model = tiny_model(num_attention_heads=4, num_key_value_heads=2)
+    batch = packed_batch(model.config.vocab_size)
+    monkeypatch.setattr(attention, "varlen_attn", reference_varlen)
+    if not knows_groups:  # torch 2.11
+        monkeypatch.setattr(attention, "KNOWN", attention.KNOWN - {"enable_gqa"})
+    found = []
+    for name in ("sdpa", attention.FLASH):
+        model.config._attn_implementation = name
+        model.zero_grad()
+        hidden_NH, _ = labelled(run_packed(model, batch).hidden_BLH, batch)
+        hidden_NH.square().sum().backward()
+        found.append([hidden_NH.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_a_gpu_with_bf16_takes_flash_attention_and_nothing_else_does() -> None:
+    config = tiny_model().config
+    config._attn_implementation = "sdpa"
+    model = SimpleNamespace(config=config)
+
+    def taken(kind: str, dtype: torch.dtype) -> str:
+        return attention.fastest(model, Device(torch.device(kind), dtype, 1))
+
+    assert taken("cuda", torch.bfloat16) == attention.FLASH
+    assert taken("cuda", torch.float32) == taken("mps", torch.float32) == "sdpa"
+    assert taken("cpu", torch.bfloat16) == taken("cpu", torch.float32) == BLOCKS

@@ -72,15 +72,27 @@ def test_the_rate_is_never_0_nor_above_its_peak(changes: dict[str, Any]) -> None
 
 def test_each_optimiser_follows_its_own_peak() -> None:
     optimizers = Optimizers(tiny_model(), settings(lr_max=1e-3, muon_lr_max=2e-2))
-    optimizers.set_rate(0.5)
+    assert optimizers.set_step(9, 20) == 0.5  # of 20 steps of warm-up
     rates = {kind: {group["lr"] for group in o.param_groups} for kind, o in optimizers.optimizers.items()}
     assert rates == {"adamw": {5e-4}, "muon": {1e-2}}
+
+
+def test_muons_momentum_rises_to_what_is_asked_for() -> None:
+    optimizers = Optimizers(tiny_model(), settings(muon_momentum=0.95, muon_momentum_warmup_steps=10))
+    found = []
+    for number in (0, 5, 10, 100):
+        optimizers.set_step(number, 100)
+        found += [group["momentum"] for group in optimizers.optimizers["muon"].param_groups]
+    assert found == pytest.approx([0.85, 0.9, 0.95, 0.95])
+    constant = Optimizers(tiny_model(), settings(muon_momentum=0.9))
+    constant.set_step(0, 100)
+    assert constant.optimizers["muon"].param_groups[0]["momentum"] == 0.9
 
 
 def step(model: SLMForCausalLM, optimizers: Optimizers, seed: int) -> None:
     tokens = torch.randint(0, 300, (2, 16), generator=torch.Generator().manual_seed(seed))
     model(tokens, labels=tokens).loss.backward()
-    optimizers.set_rate(0.7)
+    optimizers.set_step(13, 20)
     optimizers.step()
     optimizers.zero_grad()
 
