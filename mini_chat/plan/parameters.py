@@ -80,6 +80,14 @@ def head_dim(model: Model) -> int:
     return model.head_dim or model.hidden_size // model.num_attention_heads
 
 
+def feed_forward_matrices(model: Model) -> list[tuple[int, int]]:
+    """Shapes of a layer's feed-forward matrices; an expert's gate and up projections are one."""
+    hidden, width = model.hidden_size, model.moe_intermediate_size
+    if model.num_experts:
+        return [(2 * width, hidden), (width, hidden)] * model.num_experts
+    return [(model.intermediate_size, hidden)] * 3
+
+
 def count(model: Model, vocab_size: int) -> Parameters:
     """The parameters of a model with so many entries in its vocabulary."""
     hidden, layers = model.hidden_size, model.num_hidden_layers
@@ -96,7 +104,7 @@ def count(model: Model, vocab_size: int) -> Parameters:
         norms=norms,
         head=0 if model.tie_word_embeddings else vocab_size * hidden,
         idle=layers * (experts - model.num_experts_per_tok) * expert if experts else 0,
-        hidden_matrices=attention if experts else attention + feed_forward,  # stacked experts are no matrices
+        hidden_matrices=attention + feed_forward,
         is_tied=model.tie_word_embeddings,
     )
 

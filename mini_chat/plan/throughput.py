@@ -12,7 +12,13 @@ from dataclasses import asdict, dataclass
 from mini_chat.config import Model, Training
 from mini_chat.plan.machines import Machine
 from mini_chat.plan.memory import FLOAT32, Compute, layer_bytes_per_token
-from mini_chat.plan.parameters import Parameters, attention_flops_per_token, key_width, query_width
+from mini_chat.plan.parameters import (
+    Parameters,
+    attention_flops_per_token,
+    feed_forward_matrices,
+    key_width,
+    query_width,
+)
 from mini_chat.plan.rates import TimeRates
 
 ADAMW_BYTES = 7 * FLOAT32 + 3 * FLOAT32
@@ -95,9 +101,7 @@ def optimizer_seconds(model: Model, parameters: Parameters, optimizer: str, mach
 def orthogonalisation_flops(model: Model) -> float:
     """Muon's Newton-Schulz products for all matrices of the layers [FLOP]: r²c, r³ and r²c, twice each, r ≤ c."""
     hidden = model.hidden_size
-    shapes = [(query_width(model), hidden)] * 2 + [(key_width(model), hidden)] * 2
-    if not model.num_experts:
-        shapes += [(model.intermediate_size, hidden)] * 3
+    shapes = [(query_width(model), hidden)] * 2 + [(key_width(model), hidden)] * 2 + feed_forward_matrices(model)
     flops = 0.0
     for shape in shapes:
         r, c = sorted(shape)

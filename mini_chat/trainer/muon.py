@@ -6,7 +6,8 @@ fifth of a training step, and batched products are several times as fast (docs/l
 
 Several processes share the matrices out, whole ones, since the update is that of the whole matrix: where each process
 has all of them (DDP) it orthogonalises its part and they exchange results; where each has some rows of all of them
-(FSDP2) they first exchange rows, so that each has its part of the matrices whole, and then give the rows back.
+(FSDP2) they first exchange rows, so that each has its part of the matrices whole, and then give the rows back. Experts,
+stacked in one tensor, are so many matrices; FSDP2 shares them out whole.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with Nesterov momentum and decoupled weight decay, for matrices only.
+    """Muon with Nesterov momentum and decoupled weight decay, for matrices and stacks of them.
 
     A matrix with more rows than columns moves √(rows / columns) times as far, so that every layer's outputs change
     alike.
@@ -45,7 +46,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self.dtype = dtype
-        if any(p.ndim != 2 for group in self.param_groups for p in group["params"]):
+        if any(p.ndim not in (2, 3) for group in self.param_groups for p in group["params"]):
             raise ValueError("Muon orthogonalises matrices; give other parameters to another optimiser")
 
     @torch.no_grad()
@@ -55,17 +56,17 @@ class Muon(torch.optim.Optimizer):
             alike: dict[tuple[int, ...], list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    rows, columns = parameter.shape
+                    *stack, rows, columns = parameter.shape
                     # Shards are put together row by row, so a matrix and a transposed one do not go together.
-                    shape = (rows, columns) if is_sharded(parameter) else (min(rows, columns), max(rows, columns))
-                    alike.setdefault(shape, []).append(parameter)
+                    turned = (rows, columns) if is_sharded(parameter) else (min(rows, columns), max(rows, columns))
+                    alike.setdefault((*stack[: is_sharded(parameter)], *turned), []).append(parameter)
             for parameters in alike.values():
                 self._step_alike(parameters, group)
 
     def _step_alike(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         """Update parameters of one shape, but for transposition."""
         sharded = is_sharded(parameters[0])
-        updates = []
+        updates: list[Tensor] = []
         for parameter in parameters:
             assert parameter.grad is not None
             state = self.state[parameter]
@@ -75,13 +76,23 @@ class Muon(torch.optim.Optimizer):
             gradient = local(parameter.grad)
             mean.lerp_(gradient, 1 - group["momentum"])
             update = gradient.lerp(mean, group["momentum"])
-            updates.append(update.T if is_tall(parameter) and not sharded else update)
-        make = orthogonalise_sharded if sharded else orthogonalise_shared_out
-        for parameter, update in zip(parameters, make(updates, self.dtype, parameters[0].shape), strict=True):
-            rows, columns = parameter.shape
+            updates.append(update.mT if is_tall(parameter) and not by_rows(parameter) else update)
+        if by_rows(parameters[0]):
+            made = orthogonalise_sharded(updates, self.dtype, parameters[0].shape)
+        elif sharded:  # experts, which each process has whole
+            made = [orthogonalise(update, self.dtype) for update in updates]
+        else:
+            flat = [matrix for update in updates for matrix in (update if update.ndim == 3 else update[None])]
+            sizes = [update.shape[:-2].numel() for update in updates]
+            made = [
+                part.view(update.shape)
+                for part, update in zip(orthogonalise_shared_out(flat, self.dtype).split(sizes), updates, strict=True)
+            ]
+        for parameter, update in zip(parameters, made, strict=True):
+            rows, columns = parameter.shape[-2:]
             weights = local(parameter)
-            if is_tall(parameter) and not sharded:
-                update = update.T
+            if is_tall(parameter) and not by_rows(parameter):
+                update = update.mT
             if group["weight_decay"]:
                 weights.mul_(1 - group["lr"] * group["weight_decay"])
             weights.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
@@ -92,7 +103,12 @@ def local(tensor: Any) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def orthogonalise_shared_out(updates: list[Tensor], dtype: torch.dtype, shape: torch.Size) -> Tensor:
+def by_rows(parameter: Tensor) -> bool:
+    """Whether each process has some rows of a matrix; of stacked ones it has whole ones."""
+    return is_sharded(parameter) and parameter.ndim == 2
+
+
+def orthogonalise_shared_out(updates: list[Tensor], dtype: torch.dtype) -> Tensor:
     """`orthogonalise` of matrices that every process has; each makes its part, and all get all results."""
     matrices = torch.stack(updates)
     if processes() == 1:
@@ -134,7 +150,7 @@ def filled_up(matrices: Tensor, missing: int) -> Tensor:
 
 def is_tall(parameter: Tensor) -> bool:
     """Whether a matrix has more rows than columns."""
-    return parameter.shape[0] > parameter.shape[1]
+    return parameter.shape[-2] > parameter.shape[-1]
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype) -> Tensor:

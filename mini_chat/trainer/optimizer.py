@@ -1,7 +1,7 @@
 """Optimisers and the learning rate.
 
-Matrices of the decoder layers go to Muon, which orthogonalises their momentum; embeddings, head, norms and stacked
-experts go to AdamW (arXiv:1711.05101).
+Matrices of the decoder layers, experts' too, go to Muon, which orthogonalises their momentum; embeddings, head, norms
+and routers go to AdamW (arXiv:1711.05101).
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class Optimizers:
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon's orthogonalisation makes sense: a matrix between hidden activations."""
-    return parameter.ndim == 2 and ".layers." in name and ".gate.weight" not in name
+    """Whether Muon's orthogonalisation makes sense: a matrix between hidden activations, or a stack of experts'."""
+    return parameter.ndim in (2, 3) and ".layers." in name and ".gate.weight" not in name
 
 
 def momentum(step: int, settings: Training) -> float:

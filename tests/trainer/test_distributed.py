@@ -91,6 +91,8 @@ def test_two_processes_train_what_one_trains(options: list[str], run: Any) -> No
 
 # Tall, wide, square; rows that two processes cannot share evenly, or not at all; odd numbers of a shape.
 MATRICES = [(12, 8), (8, 12), (8, 8), (8, 8), (8, 12), (8, 12), (5, 7), (3, 20), (1, 6)]
+EXPERTS = [(4, 12, 8), (3, 8, 12), (1, 8, 8)]  # stacks: more than processes, not a multiple of them, fewer
+SHAPES = [*MATRICES, *EXPERTS]
 
 
 def muon_weights(kind: str) -> list[torch.Tensor]:
@@ -99,8 +101,8 @@ def muon_weights(kind: str) -> list[torch.Tensor]:
     from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
     generator = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(shape, generator=generator) for shape in MATRICES]
-    gradients = [[torch.randn(shape, generator=generator) for shape in MATRICES] for _ in range(3)]
+    tensors = [torch.randn(shape, generator=generator) for shape in SHAPES]
+    gradients = [[torch.randn(shape, generator=generator) for shape in SHAPES] for _ in range(3)]
     mesh = init_device_mesh("cpu", (distributed.processes(),)) if kind == "fsdp" else None
 
     def placed(tensor: torch.Tensor) -> torch.Tensor:

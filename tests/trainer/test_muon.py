@@ -42,6 +42,23 @@ def test_a_matrix_does_not_move_with_what_it_is_batched_with() -> None:
     torch.testing.assert_close(orthogonalise(matrices, torch.float32)[:1], alone)
 
 
+def test_stacked_matrices_move_as_they_would_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(3)
+    stacks = nn.ParameterList(torch.randn(shape, generator=generator) for shape in [(3, 12, 8), (3, 8, 12), (2, 8, 8)])
+    singles = [nn.ParameterList(stack.detach().clone().unbind()) for stack in stacks]
+    together = Muon(stacks.parameters(), lr=0.1, weight_decay=0.2, dtype=torch.float32)
+    alone = Muon([p for group in singles for p in group], lr=0.1, weight_decay=0.2, dtype=torch.float32)
+    for _ in range(3):
+        for stack, group in zip(stacks, singles, strict=True):
+            stack.grad = torch.randn(stack.shape, generator=generator)
+            for single, gradient in zip(group, stack.grad, strict=True):
+                single.grad = gradient.clone()
+        together.step()
+        alone.step()
+    for stack, group in zip(stacks, singles, strict=True):
+        torch.testing.assert_close(stack, torch.stack(list(group)))
+
+
 def test_without_a_gradient_nothing_moves_and_nothing_is_remembered() -> None:
     frozen, moved = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4))
     muon = Muon([frozen, moved], lr=0.1)

@@ -26,10 +26,12 @@ def test_muon_has_the_matrices_between_hidden_activations_and_nothing_else(shape
     named = Optimizers(model, settings()).named
     muon, rest = set(named["muon"]), set(named["adamw"])
     assert muon | rest == {name for name, _ in model.named_parameters()} and not muon & rest
-    per_layer = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"}
-    if "num_experts" not in shape:
-        per_layer |= {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}
-    assert muon == {f"model.layers.{layer}.{name}.weight" for layer in range(2) for name in per_layer}
+    per_layer = {f"self_attn.{name}_proj.weight" for name in "qkvo"}
+    if "num_experts" in shape:
+        per_layer |= {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"}
+    else:
+        per_layer |= {f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
+    assert muon == {f"model.layers.{layer}.{name}" for layer in range(2) for name in per_layer}
 
 
 def test_adamw_alone_has_every_parameter() -> None:
