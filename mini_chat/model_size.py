@@ -43,15 +43,17 @@ HEADS_PER_KEY_VALUE_HEAD = 3
 BATCH_TOKENS = PowerLaw(65_536, 1.15)
 """Pretraining's tokens of a step. Not measured here yet. Exponent: the best batch grows with data^0.383
 (arXiv:2505.13738), and compute-optimal data with the parameters, about size^3."""
-LR_MAX = PowerLaw(3e-3, -0.5)
-"""Pretraining's peak rate of AdamW's parameters; SFT's and DPO's own defaults go by the same exponent. Not measured
-here yet. Exponent: nanochat's for embeddings and head, 1/√width."""
-MUON_LR_MAX = PowerLaw(0.02, 0.0)
-"""Pretraining's peak rate of Muon's matrices; SFT's and DPO's own defaults go by the same exponent. Not measured here
-yet. Exponent: an orthogonalised step changes a layer's outputs alike at any width (arXiv:2502.07529)."""
-WEIGHT_DECAY = PowerLaw(0.1, -2.0)
-"""Pretraining's weight decay. Not measured here yet. Exponent: steps of a compute-optimal run grow with about size^2,
-and rate · decay · steps is to stay (arXiv:2405.13698)."""
+LR_MAX = PowerLaw(8e-3, -0.5)
+"""Pretraining's peak rate of AdamW's parameters; SFT's and DPO's own defaults go by the same exponent. Measured with
+Muon's at sizes 2, 3 and 4 (docs/images/size-transfer.png): none is over 0.005 bits per byte from its best, and seeds
+are 0.02 apart. Exponent: nanochat's for embeddings and head, 1/√width; longer runs at sizes 3 and 6 agree with it
+(docs/log.md)."""
+MUON_LR_MAX = PowerLaw(0.01, 0.0)
+"""Pretraining's peak rate of Muon's matrices; SFT's and DPO's own defaults go by the same exponent. Measured with
+LR_MAX. Exponent: an orthogonalised step changes a layer's outputs alike at any width (arXiv:2502.07529)."""
+WEIGHT_DECAY = PowerLaw(0.1, 0.0)
+"""Pretraining's weight decay. In short runs at size 2 it changes nothing, and 0.5 costs 0.01 bits per byte; it is for
+long ones."""
 
 
 def shape(size: int) -> dict[str, int]:
