@@ -24,10 +24,11 @@ Curve = list[list[float]]
 
 
 def write(curves: Mapping[str, Curve]) -> None:
-    """Keep the curves, a line each in the file."""
+    """Lay the curves over those that are kept already, a line each in the file."""
+    earlier = json.loads(PATH.read_text(encoding="utf-8")) if PATH.is_file() else {}
     lines = [
         f"  {json.dumps(name)}: {json.dumps([[round(s, 2), round(bpb, 5)] for s, bpb in curve])}"
-        for name, curve in curves.items()
+        for name, curve in {**earlier, **curves}.items()
     ]
     PATH.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 

@@ -1,6 +1,6 @@
 """How soon our loop has learnt what two other loops have learnt after a quarter of an hour, on real bilingual text.
 
-    MINI_CHAT_DATA=/path/to/data python -m benchmarks.train_quality [--quick]
+    MINI_CHAT_DATA=/path/to/data python -m benchmarks.train_quality [--quick] [--against plain]
     python -m benchmarks.train_quality --plot
 
 The same model (6 layers × 256, vocabulary 6,400), tokenizer, text and machine for all, seconds of training by the
@@ -29,14 +29,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks import train_curves
-from benchmarks.results import table
+from benchmarks.results import table, write
 from benchmarks.train_curves import Curve
 from mini_chat.cli import prepare_environment
 from mini_chat.config import Machine, Recipe, load_recipe
@@ -294,39 +294,47 @@ def reached(curve: Curve, target: float) -> float | str:
     return next((seconds for seconds, bpb in curve if bpb <= target), "never")
 
 
-def measure(scale: float = 1.0) -> dict[str, float | str]:
+def measure(scale: float = 1.0, against: Sequence[str] = ("plain", "strong")) -> dict[str, float | str]:
     """The figures; `scale` shortens everything, to see that it runs, and then the curves are not kept."""
     prepare_environment()
     corpus = Corpus(prepared(), EVAL_ROWS if scale > 0.1 else 1)
     trial = ours(corpus, 0)
     rate = (trial["steps"] - 1) / trial["seconds"]
-    short = ours(corpus, 45 * scale, rate)
-    say(f"ours, 45 s: {short['bpb']:.3f}")
-    long = ours(corpus, 300 * scale, rate)
-    say(f"ours, 300 s: {long['bpb']:.3f}")
-    tried = [strong(corpus, 60 * scale, lr, validations=1) for lr in RATES]
-    best = min(tried, key=lambda result: result["bpb"])
-    strong_result = strong(corpus, 600 * scale, best["rate"])
-    say(f"strong: {strong_result['bpb']:.3f} at {best['rate']:g}")
-    plain_result = plain(corpus, 900 * scale)
-    say(f"plain: {plain_result['bpb']:.3f}")
+    figures: dict[str, float | str] = {}
+    curves: dict[str, Curve] = {}
+    if "plain" in against:
+        short = ours(corpus, 45 * scale, rate)
+        say(f"ours, 45 s: {short['bpb']:.3f}")
+        result = plain(corpus, 900 * scale)
+        say(f"plain: {result['bpb']:.3f}")
+        curves |= {"plain": result["curve"], "ours_45s": short["curve"]}
+        figures |= {
+            "plain_15min_bpb": result["bpb"],
+            "plain_15min_steps": result["steps"],
+            "plain_15min_reached_s": reached(short["curve"], result["bpb"]),
+            "ours_45s_bpb": short["bpb"],
+            "ours_45s_seconds": short["seconds"],
+        }
+    if "strong" in against:
+        long = ours(corpus, 300 * scale, rate)
+        say(f"ours, 300 s: {long['bpb']:.3f}")
+        tried = [strong(corpus, 60 * scale, lr, validations=1) for lr in RATES]
+        best = min(tried, key=lambda result: result["bpb"])
+        result = strong(corpus, 600 * scale, best["rate"])
+        say(f"strong: {result['bpb']:.3f} at {best['rate']:g}")
+        curves |= {"strong": result["curve"], "ours_5min": long["curve"]}
+        figures |= {
+            "strong_10min_bpb": result["bpb"],
+            "strong_10min_steps": result["steps"],
+            "strong_rate": best["rate"],
+            "strong_precision": result["precision"],
+            "strong_10min_reached_s": reached(long["curve"], result["bpb"]),
+            "ours_5min_bpb": long["bpb"],
+            "ours_5min_seconds": long["seconds"],
+        }
     if scale == 1.0:
-        results = {"plain": plain_result, "strong": strong_result, "ours_45s": short, "ours_5min": long}
-        train_curves.write({name: result["curve"] for name, result in results.items()})
-    return {
-        "plain_15min_bpb": plain_result["bpb"],
-        "plain_15min_steps": plain_result["steps"],
-        "plain_15min_reached_s": reached(short["curve"], plain_result["bpb"]),
-        "ours_45s_bpb": short["bpb"],
-        "ours_45s_seconds": short["seconds"],
-        "strong_10min_bpb": strong_result["bpb"],
-        "strong_10min_steps": strong_result["steps"],
-        "strong_rate": best["rate"],
-        "strong_precision": strong_result["precision"],
-        "strong_10min_reached_s": reached(long["curve"], strong_result["bpb"]),
-        "ours_5min_bpb": long["bpb"],
-        "ours_5min_seconds": long["seconds"],
-    }
+        train_curves.write(curves)
+    return figures
 
 
 def main() -> int:
@@ -334,13 +342,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a hundredth of the time, to see that it runs")
     parser.add_argument("--plot", action="store_true", help="measure nothing, draw the curves that were measured")
+    parser.add_argument(
+        "--against", choices=["plain", "strong"], help="beside one of the two loops only, and keep that"
+    )
     options = parser.parse_args()
     if options.plot:
         return train_curves.draw()
     if not os.environ.get("MINI_CHAT_DATA"):
         print("train_quality: error: say where the text is: set MINI_CHAT_DATA to its folder", file=sys.stderr)
         return 2
-    print(table(measure(0.01 if options.quick else 1.0)))
+    figures = measure(0.01 if options.quick else 1.0, [options.against] if options.against else ["plain", "strong"])
+    print(table(figures))
+    if options.against and not options.quick:
+        print(write("train", figures, "train_quality"))
     return 0
 
 
