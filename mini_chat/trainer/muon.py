@@ -56,16 +56,14 @@ class Muon(torch.optim.Optimizer):
             alike: dict[tuple[int, ...], list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    *stack, rows, columns = parameter.shape
                     # Shards are put together row by row, so a matrix and a transposed one do not go together.
-                    turned = (rows, columns) if is_sharded(parameter) else (min(rows, columns), max(rows, columns))
-                    alike.setdefault((*stack[: is_sharded(parameter)], *turned), []).append(parameter)
+                    shape = parameter.shape if is_sharded(parameter) else sorted(parameter.shape[-2:])
+                    alike.setdefault(tuple(shape), []).append(parameter)
             for parameters in alike.values():
                 self._step_alike(parameters, group)
 
     def _step_alike(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         """Update parameters of one shape, but for transposition."""
-        sharded = is_sharded(parameters[0])
         updates: list[Tensor] = []
         for parameter in parameters:
             assert parameter.grad is not None
@@ -77,18 +75,7 @@ class Muon(torch.optim.Optimizer):
             mean.lerp_(gradient, 1 - group["momentum"])
             update = gradient.lerp(mean, group["momentum"])
             updates.append(update.mT if is_tall(parameter) and not by_rows(parameter) else update)
-        if by_rows(parameters[0]):
-            made = orthogonalise_sharded(updates, self.dtype, parameters[0].shape)
-        elif sharded:  # experts, which each process has whole
-            made = [orthogonalise(update, self.dtype) for update in updates]
-        else:
-            flat = [matrix for update in updates for matrix in (update if update.ndim == 3 else update[None])]
-            sizes = [update.shape[:-2].numel() for update in updates]
-            made = [
-                part.view(update.shape)
-                for part, update in zip(orthogonalise_shared_out(flat, self.dtype).split(sizes), updates, strict=True)
-            ]
-        for parameter, update in zip(parameters, made, strict=True):
+        for parameter, update in zip(parameters, orthogonalised(updates, parameters[0], self.dtype), strict=True):
             rows, columns = parameter.shape[-2:]
             weights = local(parameter)
             if is_tall(parameter) and not by_rows(parameter):
@@ -108,17 +95,28 @@ def by_rows(parameter: Tensor) -> bool:
     return is_sharded(parameter) and parameter.ndim == 2
 
 
-def orthogonalise_shared_out(updates: list[Tensor], dtype: torch.dtype) -> Tensor:
+def orthogonalised(updates: list[Tensor], parameter: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """`orthogonalise` of the updates of parameters like this one, however they are spread over processes."""
+    if by_rows(parameter):
+        return orthogonalise_sharded(updates, dtype, parameter.shape)
+    if is_sharded(parameter):  # experts, which each process has whole
+        return [orthogonalise(update, dtype) for update in updates]
+    matrices = torch.cat([update.reshape(-1, *update.shape[-2:]) for update in updates])
+    made = orthogonalise_shared_out(matrices, dtype).split([update.shape[:-2].numel() for update in updates])
+    return [part.view_as(update) for part, update in zip(made, updates, strict=True)]
+
+
+def orthogonalise_shared_out(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """`orthogonalise` of matrices that every process has; each makes its part, and all get all results."""
-    matrices = torch.stack(updates)
     if processes() == 1:
         return orthogonalise(matrices, dtype)
-    matrices = filled_up(matrices, -len(updates) % processes())
+    count = len(matrices)
+    matrices = filled_up(matrices, -count % processes())
     part = my_part(len(matrices))
     mine = orthogonalise(matrices[part.start : part.stop], dtype)
     everyones = torch.empty(matrices.shape, dtype=dtype, device=mine.device)
     torch.distributed.all_gather(list(everyones.chunk(processes())), mine.contiguous())
-    return everyones[: len(updates)]
+    return everyones[:count]
 
 
 def orthogonalise_sharded(updates: list[Tensor], dtype: torch.dtype, shape: torch.Size) -> list[Tensor]:
