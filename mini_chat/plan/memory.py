@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mini_chat.config import Model, Training
-from mini_chat.plan.parameters import Parameters, feed_forward_matrices, head_dim, key_width, query_width
+from mini_chat.plan.parameters import Parameters, head_dim, key_width, muon_shapes, query_width
 from mini_chat.plan.rates import MemoryRates
 from mini_chat.trainer.losses import CHUNK_LOGITS
 
@@ -185,10 +185,8 @@ def expert_product_bytes(model: Model, tokens: int, compute_bytes: int) -> float
 
 def largest_stack(model: Model) -> int:
     """Numbers in the largest stack of matrices of one shape, transposed or not, that Muon takes."""
-    hidden, queries, keys = model.hidden_size, query_width(model), key_width(model)
-    matrices = [(queries, hidden)] * 2 + [(keys, hidden)] * 2 + feed_forward_matrices(model)
     sizes: dict[tuple[int, ...], int] = {}
-    for one, other in matrices:
+    for one, other in muon_shapes(model):
         shape = (min(one, other), max(one, other))
         sizes[shape] = sizes.get(shape, 0) + one * other * model.num_hidden_layers
     return max(sizes.values())

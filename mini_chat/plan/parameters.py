@@ -80,12 +80,13 @@ def head_dim(model: Model) -> int:
     return model.head_dim or model.hidden_size // model.num_attention_heads
 
 
-def feed_forward_matrices(model: Model) -> list[tuple[int, int]]:
-    """Shapes of a layer's feed-forward matrices; an expert's gate and up projections are one."""
+def muon_shapes(model: Model) -> list[tuple[int, int]]:
+    """Shapes of a layer's matrices that Muon takes, some transposed; an expert's gate and up projections are one."""
     hidden, width = model.hidden_size, model.moe_intermediate_size
+    attention = [(query_width(model), hidden)] * 2 + [(key_width(model), hidden)] * 2
     if model.num_experts:
-        return [(2 * width, hidden), (width, hidden)] * model.num_experts
-    return [(model.intermediate_size, hidden)] * 3
+        return attention + [(2 * width, hidden), (width, hidden)] * model.num_experts
+    return attention + [(model.intermediate_size, hidden)] * 3
 
 
 def count(model: Model, vocab_size: int) -> Parameters:

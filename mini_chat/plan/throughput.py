@@ -15,9 +15,7 @@ from mini_chat.plan.memory import FLOAT32, Compute, layer_bytes_per_token
 from mini_chat.plan.parameters import (
     Parameters,
     attention_flops_per_token,
-    feed_forward_matrices,
-    key_width,
-    query_width,
+    muon_shapes,
 )
 from mini_chat.plan.rates import TimeRates
 
@@ -100,10 +98,8 @@ def optimizer_seconds(model: Model, parameters: Parameters, optimizer: str, mach
 
 def orthogonalisation_flops(model: Model) -> float:
     """Muon's Newton-Schulz products for all matrices of the layers [FLOP]: r²c, r³ and r²c, twice each, r ≤ c."""
-    hidden = model.hidden_size
-    shapes = [(query_width(model), hidden)] * 2 + [(key_width(model), hidden)] * 2 + feed_forward_matrices(model)
     flops = 0.0
-    for shape in shapes:
+    for shape in muon_shapes(model):
         r, c = sorted(shape)
         flops += NEWTON_SCHULZ_STEPS * 2 * (2 * r * r * c + r**3)
     return model.num_hidden_layers * flops
