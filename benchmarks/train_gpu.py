@@ -12,19 +12,13 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
-from typing import Any
-
-import numpy as np
 
 from benchmarks.results import table, write
-from benchmarks.train_loops import SEED, WIDE, RandomRows, Shape
+from benchmarks.train_loops import SEED, WIDE, RandomRows, Shape, trained
 from mini_chat.cli import prepare_environment
 
 STEPS, WARM_UP = 14, 4
@@ -58,53 +52,16 @@ def stock(shape: Shape, autocast: bool, compiled: bool) -> list[float]:
 
 
 def ours(shape: Shape, short: bool = False, optimizer: str = "adamw", in_order: bool = True) -> list[float]:
-    """Seconds of each step of our loop, from what it logs of itself."""
-    import torch
-
-    from mini_chat.config import Machine, Pretrain
-    from mini_chat.device import choose
-    from mini_chat.model import SLMConfig, SLMForCausalLM
-    from mini_chat.trainer.language_modelling import LanguageModelling
-    from mini_chat.trainer.loop import train
-
-    device = choose(Machine(compile="on"))
-    torch.use_deterministic_algorithms(in_order)
-    torch.manual_seed(SEED)
-    model = SLMForCausalLM(SLMConfig(**shape.model)).to(device.torch_device)  # type: ignore[arg-type]
-    tokens = shape.rows * shape.row_tokens
-    never = 1 << 30
-    settings = Pretrain.model_validate(
-        {"steps": STEPS, "row_tokens": shape.row_tokens, "batch_tokens": tokens, "micro_tokens": tokens}
-        | {"optimizer": optimizer, "lr_max": 5e-4, "log_every": 1, "eval_every": never, "checkpoint_every": never}
-    )
-    task = LanguageModelling("pretrain", RandomRows(shape, short), {}, np.zeros(0), 1, shape.rows)  # type: ignore[arg-type]
-    with tempfile.TemporaryDirectory() as scratch:
-        train(model, task, settings, Path(scratch), device, {})
-        lines = [json.loads(line) for line in (Path(scratch) / "metrics.jsonl").read_text().splitlines()]
-    ends = [line["train_seconds"] for line in lines if "train_seconds" in line]
-    return [end - before for before, end in zip([0.0, *ends], ends, strict=False)]
+    """Seconds of each step of our loop."""
+    return trained(shape, STEPS, short, optimizer, in_order)[1]
 
 
 def same_bits(shape: Shape) -> bool:
     """Whether two runs of our loop end in the same weights."""
     import torch
 
-    from mini_chat.model import SLMForCausalLM
-
-    found: list[dict[str, Any]] = []
-    save = SLMForCausalLM.to
-
-    def remembered(self: Any, *arguments: Any) -> Any:
-        found.append(dict(self.named_parameters()))
-        return save(self, *arguments)
-
-    SLMForCausalLM.to = remembered  # type: ignore[method-assign, assignment]
-    try:
-        for _ in range(2):
-            ours(shape, short=True, optimizer="muon")
-    finally:
-        SLMForCausalLM.to = save  # type: ignore[method-assign]
-    return all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    one, other = (trained(shape, STEPS, True, "muon")[0].state_dict() for _ in range(2))
+    return all(torch.equal(one[name], other[name]) for name in one)
 
 
 def agreement(shape: Shape) -> float:

@@ -125,8 +125,12 @@ class RandomRows:
         return Batch(list(range(documents)), *tensors)
 
 
-def ours(shape: Shape, steps: int, short: bool, optimizer: str) -> list[float]:
-    """Seconds of each step of our loop, from what it logs of itself."""
+def trained(shape: Shape, steps: int, short: bool, optimizer: str, in_order: bool = True) -> tuple[Any, list[float]]:
+    """A model after some steps of our loop, and the seconds of each, from what the loop logs of itself.
+
+    Args:
+        in_order: on a GPU, with sums in one order, as the device layer has them.
+    """
     import torch
 
     from mini_chat.config import Machine, Pretrain
@@ -137,8 +141,11 @@ def ours(shape: Shape, steps: int, short: bool, optimizer: str) -> list[float]:
     from mini_chat.trainer.loop import train
 
     set_quiet(True)
+    device = choose(Machine(compile="on"))
+    if not in_order:
+        torch.use_deterministic_algorithms(False)
     torch.manual_seed(SEED)
-    model = SLMForCausalLM(SLMConfig(**shape.model))
+    model = SLMForCausalLM(SLMConfig(**shape.model)).to(device.torch_device)  # type: ignore[arg-type]
     settings = Pretrain.model_validate(
         {
             "steps": steps,
@@ -154,13 +161,10 @@ def ours(shape: Shape, steps: int, short: bool, optimizer: str) -> list[float]:
     )
     task = LanguageModelling("pretrain", RandomRows(shape, short), {}, np.zeros(0), 1, shape.rows)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as scratch:
-        train(model, task, settings, Path(scratch), choose(Machine(compile="on")), {})
+        train(model, task, settings, Path(scratch), device, {})
         lines = (Path(scratch) / "metrics.jsonl").read_text().splitlines()
-    rates = [record["tokens_per_second"] for record in map(json.loads, lines) if "tokens_per_second" in record]
-    # The rate that the loop shows is that of the last 20 steps together, and there are no more.
-    assert len(rates) <= 20
-    ends = [number * shape.rows * shape.row_tokens / rate for number, rate in enumerate(rates, 1)]
-    return [end - before for before, end in zip([0.0, *ends], ends, strict=False)]
+    ends = [record["train_seconds"] for record in map(json.loads, lines) if "train_seconds" in record]
+    return model, [end - before for before, end in zip([0.0, *ends], ends, strict=False)]
 
 
 def limit(shape: Shape) -> dict[str, Any]:
@@ -185,7 +189,7 @@ def main(loop: str, name: str, steps: int = 0) -> None:
         if loop == "limit":
             print(json.dumps(limit(shape)))
             return
-        seconds = ours(shape, steps, loop == "packed", "muon" if loop == "muon" else "adamw")
+        _, seconds = trained(shape, steps, loop == "packed", "muon" if loop == "muon" else "adamw")
     tokens = shape.rows * shape.row_tokens
     print(json.dumps({"seconds": seconds, "tokens": tokens, "peak_bytes": peak_memory_bytes()}))
 
