@@ -25,6 +25,20 @@ Result = TypeVar("Result")
 WAITING_PER_PROCESS = 2  # items that a process finds waiting when it has finished one; bounds memory
 
 
+def in_batches(items: Iterable[Item], size: Callable[[Item], int], full: int) -> Iterator[list[Item]]:
+    """The items in lists, each closed by the item that brings its size to `full` or over."""
+    batch: list[Item] = []
+    held = 0
+    for item in items:
+        batch.append(item)
+        held += size(item)
+        if held >= full:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -22,7 +22,7 @@ import regex
 
 from mini_chat.data.encoding import ROLES, check_text
 from mini_chat.data.hanzi import FULL_WIDTH_MARKS, HAN_CLASS, SHARED_MARKS, is_han
-from mini_chat.parallel import available_cores, ordered_map
+from mini_chat.parallel import available_cores, in_batches, ordered_map
 
 # As in transformers' Qwen2Tokenizer and under llama.cpp's LLAMA_VOCAB_PRE_TYPE_QWEN2. Not ours to improve.
 QWEN2_PATTERN = (
@@ -125,7 +125,7 @@ def count_corpus(texts: Iterable[Text], wanted: Wanted, memory_bytes: int, proce
         max_words //= 2  # two tables
     processes = min(processes or available_cores(), max(1, (memory_bytes - BASE_BYTES) // 2 // WORKER_BYTES))
     total = CorpusCounts(WordCounter(max_words), WordCounter(max_words))
-    for counts in _counted(_batches(texts), wanted, processes):
+    for counts in _counted(in_batches(texts, lambda text: len(text.text), BATCH_CHARACTERS), wanted, processes):
         total.english.add(counts.english)
         total.chinese.add(counts.chinese)
         total.characters.update(counts.characters)
@@ -158,19 +158,6 @@ def _counted(batches: Iterator[list[Text]], wanted: Wanted, processes: int) -> I
         if processes > 1 and number * BATCH_CHARACTERS >= PARALLEL_FROM_CHARACTERS:
             break
     yield from ordered_map(partial(partial, _count_batch, wanted), batches, processes)
-
-
-def _batches(texts: Iterable[Text]) -> Iterator[list[Text]]:
-    batch: list[Text] = []
-    characters = 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text.text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 _PIECES = regex.compile(QWEN2_PATTERN)

@@ -28,6 +28,7 @@ from mini_chat.data.cleaning.tokens import U64
 from mini_chat.data.documents import Document
 from mini_chat.data.parts import Output, Parts, side_name
 from mini_chat.data.tally import Tally
+from mini_chat.parallel import in_batches
 
 KEYS, SAMPLE_LINES, LINE_KEYS = "keys", "samples", "lines"
 """Files beside the temporary parts."""
@@ -55,7 +56,7 @@ class FirstPass:
         lines: list[str] = []
         samples: list[bytes] = []
         keys: list[bytes] = []
-        for group in _groups(documents):
+        for group in in_batches(documents, lambda document: len(document.text), GROUP_CHARACTERS):
             cleaned, keys_DK = self.cleaner([document.text for document in group], [one.language for one in group])
             keys.append(keys_DK.tobytes())
             for document, outcome in zip(group, cleaned, strict=True):
@@ -201,19 +202,6 @@ class SecondPass:
 def _size(text: str) -> int:
     """Its UTF-8 bytes."""
     return len(text) if text.isascii() else len(text.encode())
-
-
-def _groups(documents: list[Document]) -> Iterator[list[Document]]:
-    group: list[Document] = []
-    characters = 0
-    for document in documents:
-        group.append(document)
-        characters += len(document.text)
-        if characters >= GROUP_CHARACTERS:
-            yield group
-            group, characters = [], 0
-    if group:
-        yield group
 
 
 @functools.lru_cache(1)
