@@ -367,10 +367,10 @@ def prepare_environment() -> None:
     """Settings that libraries read when they are loaded; what the user has set stays.
 
     OpenMP's threads spin for a moment while they wait and then sleep. Spinning for long makes a training step up to
-    ten times slower beside another busy process; sleeping at once costs a quarter of the rate (docs/log.md).
+    ten times slower beside another busy process; sleeping at once costs up to a quarter of the rate (docs/log.md).
     Models come from the disk only. cuBLAS multiplies in one order only with a workspace of its own.
     """
-    settings = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    settings = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     for name, value in {**settings, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}.items():
         os.environ.setdefault(name, value)
 

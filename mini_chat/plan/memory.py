@@ -43,7 +43,7 @@ class Memory:
         process: libraries, the interpreter, compiled code; on a GPU its context.
         copies: of the weights in the compute dtype.
         activations: what the backward pass needs of a micro-batch.
-        loss: the logits of a chunk of positions, their softmax and gradients.
+        loss: the logits of a chunk of positions, their softmax, the gradients that are made with them.
         orthogonalisation: Muon's, of which only what is over activations and loss counts: they are gone by then.
         prepared: products of the experts' sizes that the processor's library keeps ready.
         allocator: what lies unused between what is used.
@@ -85,7 +85,8 @@ def peak(
     optimizer = optimizer_bytes(parameters, settings.optimizer) / shards
     copies = compute.compute_bytes * copied_weights(parameters) if compute.compute_bytes < FLOAT32 else 0.0
     activations = activation_bytes(model, micro_tokens, compute, settings.gradient_checkpointing)
-    loss = loss_bytes(micro_tokens, model.hidden_size, vocab_size, compute.compute_bytes)
+    adds_up = settings.batch_tokens > micro_tokens
+    loss = loss_bytes(micro_tokens, model.hidden_size, vocab_size, compute.compute_bytes, adds_up)
     working = activations + copies + loss
     orthogonalised = NEWTON_SCHULZ_BYTES * largest_stack(model) if settings.optimizer == "muon" else 0
     over = max(0.0, orthogonalised - working)
@@ -161,15 +162,18 @@ def layer_bytes_per_token(model: Model, compute: Compute) -> float:
     return 4 * (4 * hidden + queries + keys) + c * (cast * hidden + 4 * inner + 3 * queries + 3 * keys) + heads
 
 
-def loss_bytes(tokens: int, hidden_size: int, vocab_size: int, compute_bytes: int) -> float:
+def loss_bytes(tokens: int, hidden_size: int, vocab_size: int, compute_bytes: int, adds_up: bool = False) -> float:
     """Most that the loss holds at once.
 
-    Of a chunk of positions the logits in the compute dtype and float32, their log-softmax, and both gradients; of all
-    positions the hidden states: those with a label, filled up to a round number, and cast.
+    Of a chunk of positions the logits in the compute dtype and their log-softmax; of all positions the hidden states
+    with a label, those filled up to a round number, and their gradient.
+
+    Args:
+        adds_up: the head's gradient is made beside that of the micro-batches before, instead of in its place.
     """
     logits = min(tokens * vocab_size, max(CHUNK_LOGITS, vocab_size))
-    cast = compute_bytes if compute_bytes < FLOAT32 else 0
-    return float(logits * (3 * FLOAT32 + 2 * cast) + tokens * hidden_size * (2 * FLOAT32 + cast))
+    head = FLOAT32 * vocab_size * hidden_size if adds_up else 0
+    return float(logits * (FLOAT32 + compute_bytes) + tokens * hidden_size * (FLOAT32 + 2 * compute_bytes) + head)
 
 
 def expert_product_bytes(model: Model, tokens: int, compute_bytes: int) -> float:

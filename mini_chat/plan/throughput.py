@@ -78,7 +78,8 @@ def step_work(
     in_layers = 6 * (parameters.layer_matrices - parameters.idle)
     flops = parameters.training_flops_per_token + again * in_layers
     attention = attention_flops_per_token(model, keys) * (RECOMPUTED_SCORES + again)
-    traffic = layers * layer_bytes_per_token(model, compute) * (1 + again) + vocab_size * (3 * FLOAT32 + 4)
+    logits = vocab_size * (2 * FLOAT32 + compute.compute_bytes)
+    traffic = layers * layer_bytes_per_token(model, compute) * (1 + again) + logits
     return Work(
         products=tokens * flops / machine.matmul_flops,
         attention=tokens * attention / machine.matmul_flops,

@@ -10,7 +10,7 @@ What it brings is in docs/log.md.
 
 Shape suffixes: B rows, L positions of a row, N query heads, K key/value heads, G query heads per key/value head, D head
 width; Q blocks of a batch, b positions of a block, C blocks worked on together, W key blocks that each of them
-sees, S = W·b keys.
+sees, S = W·b keys; X = C·K products, Y = G·b rows of each.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 
 BLOCK = 64
 SHORT_ROW_BLOCK = 32  # of rows under 512 positions
+WIDE_WINDOW = 512  # keys: copying so many costs more than a product of their own
 SCORES_BYTES = 1 << 23  # of one product: what stays in the cache until the softmax has read it
 
 
@@ -76,41 +77,65 @@ def _planned(data: bytes, rows: int, block: int, dtype: torch.dtype) -> list[Gro
 
 
 def pieces(starts_BL: Tensor, block: int, heads: int, dtype: torch.dtype) -> Iterator[Group]:
-    """The groups of a batch, each in pieces whose scores fit SCORES_BYTES.
+    """The groups of a batch, each in pieces whose scores fit SCORES_BYTES, or of one block where windows are wide.
 
     All layers, and the backward pass, ask for the same batch's groups; they are made once.
     """
     for group in _planned(starts_BL.numpy().tobytes(), len(starts_BL), block, dtype):
         size = max(1, SCORES_BYTES // (heads * group.mask_CbS[0].numel() * dtype.itemsize))
+        if group.mask_CbS.shape[2] >= WIDE_WINDOW:
+            size = 1
         for parts in zip(*(tensor.split(size) for tensor in group), strict=True):
             yield Group(*parts)
 
 
 def _cut_queries(x_BLND: Tensor, block: int, K: int) -> Tensor:
-    """Queries, or what goes with each of them, as blocks under the key head that they share: (Q, K, G, b, D)."""
+    """Queries, or what goes with each of them, as blocks under the key head that they share: a view (Q, K, G, b, D)."""
     B, L, N, D = x_BLND.shape
     return x_BLND.reshape(B * (L // block), block, K, N // K, D).permute(0, 2, 3, 1, 4)
 
 
 def _cut_keys(x_BLKD: Tensor, block: int) -> Tensor:
-    """Keys or values as blocks: (Q, K, b, D)."""
+    """Keys or values as blocks, (Q, b, K, D)."""
     B, L, K, D = x_BLKD.shape
-    return x_BLKD.reshape(B * (L // block), block, K, D).transpose(1, 2)
+    return x_BLKD.reshape(B * (L // block), block, K, D)
 
 
-def _window(x_QKbD: Tensor, keys_CW: Tensor) -> Tensor:
-    """The keys (or values) that each block sees, (C·K, S, D)."""
+def _blocks(x_QKGbD: Tensor, queries_C: Tensor) -> Tensor:
+    """What goes with the queries of some blocks, (X, Y, D)."""
+    *_, G, b, D = x_QKGbD.shape
+    return x_QKGbD[queries_C].reshape(-1, G * b, D)
+
+
+def _window(x_QbKD: Tensor, keys_CW: Tensor) -> Tensor:
+    """The keys (or values) that each block sees, (X, S, D). Those of a single block lie side by side: a view."""
     C, W = keys_CW.shape
-    _, K, b, D = x_QKbD.shape
-    return x_QKbD[keys_CW].transpose(1, 2).reshape(C * K, W * b, D)
+    _, b, K, D = x_QbKD.shape
+    if C == 1:
+        first = int(keys_CW[0, 0])
+        return x_QbKD[first : first + W].flatten(0, 1).transpose(0, 1)
+    return x_QbKD.transpose(1, 2)[keys_CW].transpose(1, 2).reshape(C * K, W * b, D)
+
+
+def _add_to_window(total_QbKD: Tensor, keys_CW: Tensor, one_XSY: Tensor, other_XYD: Tensor) -> None:
+    """Add a product to the keys (or values) that each block sees."""
+    C, W = keys_CW.shape
+    _, b, K, D = total_QbKD.shape
+    if C > 1:
+        part = torch.bmm(one_XSY, other_XYD).to(total_QbKD.dtype).view(C, K, W, b, D)
+        total_QbKD.index_add_(0, keys_CW.flatten(), part.permute(0, 2, 3, 1, 4).reshape(C * W, b, K, D))
+    elif one_XSY.dtype == total_QbKD.dtype:
+        _window(total_QbKD, keys_CW).baddbmm_(one_XSY, other_XYD)
+    else:
+        _window(total_QbKD, keys_CW).add_(torch.bmm(one_XSY, other_XYD))
 
 
 def _weights(q_XYD: Tensor, k_XSD: Tensor, mask_CbS: Tensor) -> Tensor:
-    """Attention weights of some blocks, (X, Y, S); X = C·K, Y = G·b."""
+    """Attention weights of some blocks, (X, Y, S)."""
     C, b, S = mask_CbS.shape
     scores_XYS = torch.bmm(q_XYD, k_XSD.transpose(1, 2))
     scores_XYS.view(C, -1, b, S).add_(mask_CbS[:, None])
-    return torch.softmax(scores_XYS, dim=-1)
+    return torch.softmax(scores_XYS, dim=-1, out=scores_XYS)
 
 
 @torch.library.custom_op("slm::block_attention", mutates_args=())
@@ -127,12 +152,11 @@ def block_attention(q_BLND: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, starts_BL: T
     B, L, N, D = q_BLND.shape
     K, block = k_BLKD.shape[2], block_size(L)
     q_QKGbD = _cut_queries(q_BLND, block, K)
-    k_QKbD, v_QKbD = _cut_keys(k_BLKD, block), _cut_keys(v_BLKD, block)
+    k_QbKD, v_QbKD = _cut_keys(k_BLKD, block), _cut_keys(v_BLKD, block)
     out_QKGbD = torch.empty(q_QKGbD.shape, dtype=q_BLND.dtype)
     for queries_C, keys_CW, mask_CbS in pieces(starts_BL, block, N, q_BLND.dtype):
-        q_XYD = q_QKGbD[queries_C].reshape(-1, N // K * block, D)
-        weights_XYS = _weights(q_XYD, _window(k_QKbD, keys_CW), mask_CbS)
-        out_XYD = torch.bmm(weights_XYS, _window(v_QKbD, keys_CW))
+        weights_XYS = _weights(_blocks(q_QKGbD, queries_C), _window(k_QbKD, keys_CW), mask_CbS)
+        out_XYD = torch.bmm(weights_XYS, _window(v_QbKD, keys_CW))
         out_QKGbD[queries_C] = out_XYD.view(-1, K, N // K, block, D)
     return out_QKGbD.permute(0, 3, 1, 2, 4).reshape(B, L, N, D)
 
@@ -156,26 +180,20 @@ def block_attention_backward(
     exact = torch.promote_types(q_BLND.dtype, torch.float32)  # several blocks add to a key's gradient
     delta_BLN1 = (grad_BLND.to(exact) * out_BLND.to(exact)).sum(dim=-1, keepdim=True).to(grad_BLND.dtype)
     q_QKGbD, grad_QKGbD, delta_QKGb1 = (_cut_queries(x, block, K) for x in (q_BLND, grad_BLND, delta_BLN1))
-    k_QKbD, v_QKbD = _cut_keys(k_BLKD, block), _cut_keys(v_BLKD, block)
+    k_QbKD, v_QbKD = _cut_keys(k_BLKD, block), _cut_keys(v_BLKD, block)
     dq_QKGbD = torch.empty(q_QKGbD.shape, dtype=q_BLND.dtype)
-    dk_QKbD, dv_QKbD = (torch.zeros(x.shape, dtype=exact) for x in (k_QKbD, v_QKbD))
+    dk_QbKD, dv_QbKD = (torch.zeros(x.shape, dtype=exact) for x in (k_QbKD, v_QbKD))
     for queries_C, keys_CW, mask_CbS in pieces(starts_BL, block, N, q_BLND.dtype):
-        q_XYD, grad_XYD = (x[queries_C].reshape(-1, G * block, D) for x in (q_QKGbD, grad_QKGbD))
-        delta_XY1 = delta_QKGb1[queries_C].reshape(-1, G * block, 1)
-        k_XSD, v_XSD = _window(k_QKbD, keys_CW), _window(v_QKbD, keys_CW)
+        q_XYD, grad_XYD, delta_XY1 = (_blocks(x, queries_C) for x in (q_QKGbD, grad_QKGbD, delta_QKGb1))
+        k_XSD = _window(k_QbKD, keys_CW)
         weights_XYS = _weights(q_XYD, k_XSD, mask_CbS)
-        dscores_XYS = torch.bmm(grad_XYD, v_XSD.transpose(1, 2)).sub_(delta_XY1).mul_(weights_XYS)
+        _add_to_window(dv_QbKD, keys_CW, weights_XYS.transpose(1, 2), grad_XYD)
+        dscores_XYS = torch.bmm(grad_XYD, _window(v_QbKD, keys_CW).transpose(1, 2))
+        dscores_XYS.sub_(delta_XY1).mul_(weights_XYS)
+        _add_to_window(dk_QbKD, keys_CW, dscores_XYS.transpose(1, 2), q_XYD)
         dq_QKGbD[queries_C] = torch.bmm(dscores_XYS, k_XSD).view(-1, K, G, block, D)
-        for total, part_XSD in (
-            (dk_QKbD, torch.bmm(dscores_XYS.transpose(1, 2), q_XYD)),
-            (dv_QKbD, torch.bmm(weights_XYS.transpose(1, 2), grad_XYD)),
-        ):
-            C, W = keys_CW.shape
-            part = part_XSD.to(exact).view(C, K, W, block, D).transpose(1, 2).reshape(C * W, K, block, D)
-            total.index_add_(0, keys_CW.flatten(), part)
     dq = dq_QKGbD.permute(0, 3, 1, 2, 4).reshape(B, L, N, D)
-    dk, dv = (x.transpose(1, 2).reshape(B, L, K, D).to(k_BLKD.dtype) for x in (dk_QKbD, dv_QKbD))
-    return dq, dk, dv
+    return dq, dk_QbKD.view(B, L, K, D).to(k_BLKD.dtype), dv_QbKD.view(B, L, K, D).to(k_BLKD.dtype)
 
 
 @block_attention_backward.register_fake

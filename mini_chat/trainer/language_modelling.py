@@ -14,7 +14,7 @@ from mini_chat.distributed import shared_out, summed
 from mini_chat.model import SLMForCausalLM
 from mini_chat.model.model_slm import load_balancing_loss
 from mini_chat.trainer.loop import labelled, run_packed
-from mini_chat.trainer.losses import token_nll
+from mini_chat.trainer.losses import total_nll
 
 
 @dataclass
@@ -42,7 +42,7 @@ class LanguageModelling:
         """Summed negative log-likelihood [nats], plus the load-balancing loss of a MoE model, once per token."""
         out = run_packed(model, batch)
         hidden_NH, labels_N = labelled(out.hidden_BLH, batch)
-        nll = token_nll(hidden_NH, model.lm_head.weight, labels_N).sum()
+        nll = total_nll(hidden_NH, model.lm_head.weight, labels_N)
         if out.router_logits is None:
             return nll, {}
         real_T = (batch.document_ids_BL >= 0).flatten()
@@ -72,7 +72,7 @@ def bits_per_byte(
     for first, counts in shared_out(range(0, rows, micro_rows)):
         batch = packed.rows(list(range(first, min(first + micro_rows, rows)))).to(model.device)
         hidden_NH, labels_N = labelled(run_packed(model, batch).hidden_BLH, batch)
-        nats += counts * float(token_nll(hidden_NH, model.lm_head.weight, labels_N).sum())
+        nats += counts * float(total_nll(hidden_NH, model.lm_head.weight, labels_N))
         total_bytes += counts * float(bytes_of[labels_N.cpu()].sum())
     nats, total_bytes = summed([nats, total_bytes])
     return nats / math.log(2) / max(total_bytes, 1)

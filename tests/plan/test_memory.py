@@ -141,8 +141,8 @@ def test_state_and_checkpoint_are_as_large_as_said(shape: dict[str, Any], optimi
 
 def test_logits_never_need_more_than_a_chunks() -> None:
     few, many, more = (loss_bytes(tokens, 64, 8192, 2) for tokens in (512, 8192, 80_000))
-    chunk, a_row = 16 * CHUNK_LOGITS, 64 * (4 + 4 + 2)
-    assert few == 512 * (8192 * 16 + a_row)
+    chunk, a_row = (4 + 2) * CHUNK_LOGITS, 64 * (4 + 2 + 2)
+    assert few == 512 * (8192 * 6 + a_row)
     assert (many, more) == (chunk + 8192 * a_row, chunk + 80_000 * a_row)
 
 

@@ -9,7 +9,7 @@ import torch
 from tiny import recorded
 
 from mini_chat.trainer import losses
-from mini_chat.trainer.losses import dpo_loss, token_nll
+from mini_chat.trainer.losses import dpo_loss, token_nll, total_nll
 
 
 @pytest.mark.parametrize("positions", [0, 1, 6, 7, 20])
@@ -46,6 +46,46 @@ def test_no_more_logits_exist_at_once_than_a_chunk(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(losses.F, "linear", recorded(sizes, lambda x, w: len(x) * len(w), losses.F.linear))
     token_nll(torch.randn(100, 4), torch.randn(10, 4), torch.zeros(100, dtype=torch.long))
     assert len(sizes) == 20 and max(sizes) == 50
+
+
+@pytest.mark.parametrize("positions", [0, 1, 6, 7, 20])
+@pytest.mark.parametrize("chunk_logits", [7 * 11, 1 << 24])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_total_is_the_sum_of_the_tokens_losses(
+    positions: int, chunk_logits: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", chunk_logits)
+    torch.manual_seed(0)
+    hidden, head, labels = torch.randn(positions, 8), torch.randn(11, 8), torch.randint(0, 11, (positions,))
+    results = []
+    for made in (lambda *given: total_nll(*given), lambda *given: token_nll(*given).sum()):
+        h, w = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            total = made(h, w, labels)
+        (total / 3).backward()
+        assert total.dtype == torch.float32
+        results.append((total.detach(), h.grad, w.grad))
+    near = 1e-5 if dtype == torch.float32 else 0.02
+    for given, expected in zip(*results, strict=True):
+        torch.testing.assert_close(given, expected, rtol=near, atol=near)
+
+
+def test_a_label_that_the_model_rules_out_costs_what_it_should() -> None:
+    head = torch.tensor([[1.0], [-1.0], [0.0]], requires_grad=True)
+    hidden = torch.tensor([[100.0]], requires_grad=True)
+    total = total_nll(hidden, head, torch.tensor([1]))  # p = e^-200, which float32 cannot hold
+    total.backward()
+    assert total.item() == pytest.approx(200.0)
+    assert hidden.grad is not None and hidden.grad.item() == pytest.approx(2.0)
+
+
+def test_the_total_makes_no_logits_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", 50)
+    sizes: list[int] = []
+    monkeypatch.setattr(losses.F, "linear", recorded(sizes, lambda x, w: len(x) * len(w), losses.F.linear))
+    hidden = torch.randn(100, 4, requires_grad=True)
+    total_nll(hidden, torch.randn(10, 4, requires_grad=True), torch.zeros(100, dtype=torch.long)).backward()
+    assert sizes == [50] * 20
 
 
 def test_dpo_loss_of_a_case_computed_by_hand() -> None:
