@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mini_chat.config import TRAINING_STAGES, Recipe, Training
+from mini_chat.config import TRAINING_STAGES, Pretrain, Recipe, Training
+from mini_chat.data.token_shards import token_dtype
 from mini_chat.plan.corpus import Amount
 from mini_chat.plan.machines import Machine
 from mini_chat.plan.memory import FLOAT32, Compute, Memory, checkpoint_bytes, peak
@@ -98,7 +99,8 @@ def plan_stage(
     kind = parallelism(parameters, machine, recipe.machine.parallel, gpus)
     step_seconds = work.seconds(rates.time) + (exchange_seconds(parameters, machine, gpus) if gpus > 1 else 0.0)
     size = checkpoint_bytes(parameters, settings.optimizer)
-    between = min(settings.checkpoint_every * step_seconds, settings.checkpoint_minutes * 60)
+    every = save_steps(recipe, settings, amount, vocab_size)
+    between = min(every * step_seconds, settings.checkpoint_minutes * 60)
     saves = math.ceil(steps * step_seconds / between)
     in_background = machine.kind != "cpu"
     return StagePlan(
@@ -160,6 +162,14 @@ def validation_seconds(settings: Training, steps: int, step_seconds: float, reci
     """Validations: the forward pass over at most `eval_tokens` of each of two languages, every `eval_every` steps."""
     times = math.ceil(steps / settings.eval_every)
     return times * 2 * settings.eval_tokens * FORWARD_SHARE * step_seconds / settings.batch_tokens
+
+
+def save_steps(recipe: Recipe, settings: Training, amount: Amount, vocab_size: int) -> int:
+    """Steps from checkpoint to checkpoint; those that take a shard's tokens where the stage saves by shards."""
+    if not (isinstance(settings, Pretrain) and settings.checkpoint_shards):
+        return settings.checkpoint_every
+    tokens = recipe.shards.shard_bytes // token_dtype(vocab_size).itemsize
+    return max(1, math.floor(min(tokens, amount.tokens or math.inf)) // settings.batch_tokens)
 
 
 def data_bytes(name: str, amount: Amount) -> float:

@@ -202,6 +202,14 @@ def test_checkpoints_cost_what_their_number_and_size_say() -> None:
     assert by_the_clock.lost_seconds == 30
 
 
+def test_checkpoints_by_shards_come_as_often_as_a_shard_is_through() -> None:
+    words = {"shards__shard_bytes": "2000000", "pretrain__checkpoint_minutes": "1e9"}
+    stage = planned("this", pretrain__checkpoint_shards="true", **words).stages[0]
+    steps = 1_000_000 // stage.settings.batch_tokens  # two bytes a token
+    assert stage.lost_seconds == steps * stage.step_seconds
+    assert stage.saves == math.ceil(stage.steps / steps)
+
+
 def test_finished_shards_are_counted_and_not_guessed(finished_run: Recipe) -> None:
     plan = make_plan(finished_run, "this")
     for stage in plan.stages:
