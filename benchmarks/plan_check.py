@@ -214,7 +214,7 @@ def compare(name: str, found: dict[str, Any]) -> Comparison:
         link_rate=1.0,
         source="measured",
     )
-    constants = rates.of(machine.kind)
+    constants = rates.of(machine.kind, machine.compute_bytes)
     sizes = np.array(lengths(case, np.random.default_rng(SEED)), float)
     keys = keys_seen(case.settings.row_tokens, float((sizes**2).sum() / sizes.sum()))
     compute = Compute(machine.compute_bytes, case.compiled and not case.shape.num_experts)
@@ -263,7 +263,8 @@ def measure() -> dict[str, float]:
 
 def fit(time: bool = True) -> None:
     """Fit the constants to this machine, and write them, with where they are from, into the plan's rates.yaml."""
-    from mini_chat.plan.rates import PATH, MemoryRates, TimeRates
+    from mini_chat.device import choose
+    from mini_chat.plan.rates import PATH, MemoryRates, TimeRates, section
 
     results = compared(FITTED)
     kinds = list(TimeRates.__annotations__)
@@ -273,11 +274,12 @@ def fit(time: bool = True) -> None:
     memory = MemoryRates(process, compiler, products, used - 1)
     about = f"{processor()}, {datetime.date.today().isoformat()}, {len(results)} runs of benchmarks.plan_check --fit"
     values = yaml.safe_load(PATH.read_text(encoding="utf-8"))
-    values["cpu"] |= {"memory_from": about, "memory": rounded(vars(memory))}
+    here = section("cpu", choose(Machine(device="cpu")).compute_dtype.itemsize)
+    values[here] |= {"memory_from": about, "memory": rounded(vars(memory))}
     if time:
         work = np.array([[getattr(one.work, kind) for kind in kinds] for one in results])
         factors = least_squares(work, np.array([one.step_seconds for one in results]), np.zeros(len(kinds)))
-        values["cpu"] |= {"time_from": about, "time": rounded(dict(zip(kinds, factors.tolist(), strict=True)))}
+        values[here] |= {"time_from": about, "time": rounded(dict(zip(kinds, factors.tolist(), strict=True)))}
     write_rates(PATH, values)
 
 

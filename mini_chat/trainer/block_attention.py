@@ -3,14 +3,15 @@
 In a row of packed documents a query sees from the start of its document to itself. So a block of queries needs the
 keys from the block in which its first query's document starts up to its own: causality halves the work, short documents
 cut it further. Blocks that need equally many keys, of all rows, are multiplied together in one batched product at the
-processor's full rate; the softmax between the products runs while their scores are in the cache. Nothing of the size of
-the scores is kept for the backward pass, which makes them again (as FlashAttention does, arXiv:2205.14135).
+processor's full rate; those that need many are multiplied one by one, with their keys where they lie. The softmax
+between the products runs while their scores are in the cache. Nothing of the size of the scores is kept for the
+backward pass, which makes them again (as FlashAttention does, arXiv:2205.14135).
 
 What it brings is in docs/log.md.
 
 Shape suffixes: B rows, L positions of a row, N query heads, K key/value heads, G query heads per key/value head, D head
 width; Q blocks of a batch, b positions of a block, C blocks worked on together, W key blocks that each of them
-sees, S = W·b keys; X = C·K products, Y = G·b rows of each.
+sees, S = W·b keys, of which the last M may be hidden; X = C·K products, Y = G·b rows of each.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class Group(NamedTuple):
 
     queries_C: Tensor
     keys_CW: Tensor
-    mask_CbS: Tensor
-    """0 where a query may look, -inf elsewhere: adding it is several times as fast as filling by a bool mask."""
+    mask_CbM: Tensor
+    """0 where a query may look, -inf elsewhere: adding it is several times as fast as filling by a bool mask. Of the
+    last M keys of a window; what is before them all queries may see."""
 
 
 def block_size(length: int) -> int:
@@ -66,8 +68,9 @@ def plan(starts_BL: Tensor, block: int, dtype: torch.dtype) -> list[Group]:
         key_CS = (first_Q[queries_C, None] * block) + torch.arange(width * block)
         query_Cb = own_Q[queries_C, None] * block + within_b
         hidden_CbS = (key_CS[:, None] > query_Cb[:, :, None]) | (key_CS[:, None] < starts_Qb[queries_C][:, :, None])
-        mask_CbS = torch.zeros(hidden_CbS.shape, dtype=dtype).masked_fill_(hidden_CbS, float("-inf"))
-        groups.append(Group(queries_C, keys_CW, mask_CbS))
+        hidden_CbM = hidden_CbS[:, :, int(hidden_CbS.flatten(0, 1).any(dim=0).int().argmax()) :]
+        mask_CbM = torch.zeros(hidden_CbM.shape, dtype=dtype).masked_fill_(hidden_CbM, float("-inf"))
+        groups.append(Group(queries_C, keys_CW, mask_CbM))
     return groups
 
 
@@ -82,9 +85,8 @@ def pieces(starts_BL: Tensor, block: int, heads: int, dtype: torch.dtype) -> Ite
     All layers, and the backward pass, ask for the same batch's groups; they are made once.
     """
     for group in _planned(starts_BL.numpy().tobytes(), len(starts_BL), block, dtype):
-        size = max(1, SCORES_BYTES // (heads * group.mask_CbS[0].numel() * dtype.itemsize))
-        if group.mask_CbS.shape[2] >= WIDE_WINDOW:
-            size = 1
+        window = group.keys_CW.shape[1] * block
+        size = max(1, SCORES_BYTES // (heads * block * window * dtype.itemsize)) if window < WIDE_WINDOW else 1
         for parts in zip(*(tensor.split(size) for tensor in group), strict=True):
             yield Group(*parts)
 
@@ -130,11 +132,11 @@ def _add_to_window(total_QbKD: Tensor, keys_CW: Tensor, one_XSY: Tensor, other_X
         _window(total_QbKD, keys_CW).add_(torch.bmm(one_XSY, other_XYD))
 
 
-def _weights(q_XYD: Tensor, k_XSD: Tensor, mask_CbS: Tensor) -> Tensor:
+def _weights(q_XYD: Tensor, k_XSD: Tensor, mask_CbM: Tensor) -> Tensor:
     """Attention weights of some blocks, (X, Y, S)."""
-    C, b, S = mask_CbS.shape
+    C, b, M = mask_CbM.shape
     scores_XYS = torch.bmm(q_XYD, k_XSD.transpose(1, 2))
-    scores_XYS.view(C, -1, b, S).add_(mask_CbS[:, None])
+    scores_XYS.view(C, -1, b, k_XSD.shape[1])[..., -M:].add_(mask_CbM[:, None])
     return torch.softmax(scores_XYS, dim=-1, out=scores_XYS)
 
 
@@ -149,16 +151,17 @@ def block_attention(q_BLND: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, starts_BL: T
     Returns:
         (B, L, N, D) in the same dtype.
     """
-    B, L, N, D = q_BLND.shape
+    _, L, N, D = q_BLND.shape
     K, block = k_BLKD.shape[2], block_size(L)
     q_QKGbD = _cut_queries(q_BLND, block, K)
     k_QbKD, v_QbKD = _cut_keys(k_BLKD, block), _cut_keys(v_BLKD, block)
-    out_QKGbD = torch.empty(q_QKGbD.shape, dtype=q_BLND.dtype)
-    for queries_C, keys_CW, mask_CbS in pieces(starts_BL, block, N, q_BLND.dtype):
-        weights_XYS = _weights(_blocks(q_QKGbD, queries_C), _window(k_QbKD, keys_CW), mask_CbS)
+    out_BLND = torch.empty_like(q_BLND, memory_format=torch.contiguous_format)
+    out_QKGbD = _cut_queries(out_BLND, block, K)
+    for queries_C, keys_CW, mask_CbM in pieces(starts_BL, block, N, q_BLND.dtype):
+        weights_XYS = _weights(_blocks(q_QKGbD, queries_C), _window(k_QbKD, keys_CW), mask_CbM)
         out_XYD = torch.bmm(weights_XYS, _window(v_QbKD, keys_CW))
         out_QKGbD[queries_C] = out_XYD.view(-1, K, N // K, block, D)
-    return out_QKGbD.permute(0, 3, 1, 2, 4).reshape(B, L, N, D)
+    return out_BLND
 
 
 @block_attention.register_fake
@@ -181,19 +184,19 @@ def block_attention_backward(
     delta_BLN1 = (grad_BLND.to(exact) * out_BLND.to(exact)).sum(dim=-1, keepdim=True).to(grad_BLND.dtype)
     q_QKGbD, grad_QKGbD, delta_QKGb1 = (_cut_queries(x, block, K) for x in (q_BLND, grad_BLND, delta_BLN1))
     k_QbKD, v_QbKD = _cut_keys(k_BLKD, block), _cut_keys(v_BLKD, block)
-    dq_QKGbD = torch.empty(q_QKGbD.shape, dtype=q_BLND.dtype)
+    dq_BLND = torch.empty_like(q_BLND, memory_format=torch.contiguous_format)
+    dq_QKGbD = _cut_queries(dq_BLND, block, K)
     dk_QbKD, dv_QbKD = (torch.zeros(x.shape, dtype=exact) for x in (k_QbKD, v_QbKD))
-    for queries_C, keys_CW, mask_CbS in pieces(starts_BL, block, N, q_BLND.dtype):
+    for queries_C, keys_CW, mask_CbM in pieces(starts_BL, block, N, q_BLND.dtype):
         q_XYD, grad_XYD, delta_XY1 = (_blocks(x, queries_C) for x in (q_QKGbD, grad_QKGbD, delta_QKGb1))
         k_XSD = _window(k_QbKD, keys_CW)
-        weights_XYS = _weights(q_XYD, k_XSD, mask_CbS)
+        weights_XYS = _weights(q_XYD, k_XSD, mask_CbM)
         _add_to_window(dv_QbKD, keys_CW, weights_XYS.transpose(1, 2), grad_XYD)
         dscores_XYS = torch.bmm(grad_XYD, _window(v_QbKD, keys_CW).transpose(1, 2))
         dscores_XYS.sub_(delta_XY1).mul_(weights_XYS)
         _add_to_window(dk_QbKD, keys_CW, dscores_XYS.transpose(1, 2), q_XYD)
         dq_QKGbD[queries_C] = torch.bmm(dscores_XYS, k_XSD).view(-1, K, G, block, D)
-    dq = dq_QKGbD.permute(0, 3, 1, 2, 4).reshape(B, L, N, D)
-    return dq, dk_QbKD.view(B, L, K, D).to(k_BLKD.dtype), dv_QbKD.view(B, L, K, D).to(k_BLKD.dtype)
+    return dq_BLND, dk_QbKD.view(B, L, K, D).to(k_BLKD.dtype), dv_QbKD.view(B, L, K, D).to(k_BLKD.dtype)
 
 
 @block_attention_backward.register_fake

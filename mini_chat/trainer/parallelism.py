@@ -85,8 +85,12 @@ class Parallelism:
 
     def clip_gradients(self, largest: float) -> float:
         """Scale the gradients down to this norm; returns the norm that they had, which is the same in every process."""
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest)
-        return float(whole(norm))
+        parameters = list(self.model.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        value = float(whole(norm))
+        if value > largest:  # multiplying by 1 would read and write all gradients too
+            torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+        return value
 
 
 def kind_of_parallelism(model: SLMForCausalLM, device: Device, setting: str) -> str:

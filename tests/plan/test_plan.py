@@ -203,8 +203,12 @@ def test_checkpoints_cost_what_their_number_and_size_say() -> None:
 
 
 def test_checkpoints_by_shards_come_as_often_as_a_shard_is_through() -> None:
-    words = {"shards__shard_bytes": "2000000", "pretrain__checkpoint_minutes": "1e9"}
-    stage = planned("this", pretrain__checkpoint_shards="true", **words).stages[0]
+    stage, *_ = planned(
+        "this",
+        shards__shard_bytes="2000000",
+        pretrain__checkpoint_shards="true",
+        pretrain__checkpoint_minutes="1e9",
+    ).stages
     steps = 1_000_000 // stage.settings.batch_tokens  # two bytes a token
     assert stage.lost_seconds == steps * stage.step_seconds
     assert stage.saves == math.ceil(stage.steps / steps)
@@ -265,8 +269,8 @@ def test_this_machine_is_measured_and_the_others_are_published() -> None:
 
 
 def test_constants_say_where_they_are_from() -> None:
-    for kind in ("cpu", "cuda", "mps"):
-        constants = rates.of(kind)
+    for kind, compute_bytes in (("cpu", 2), ("cpu", 4), ("cuda", 2), ("mps", 4)):
+        constants = rates.of(kind, compute_bytes)
         assert constants.time_from and constants.memory_from
         assert min(vars(constants.time).values()) >= 0 and min(vars(constants.memory).values()) >= 0
 
