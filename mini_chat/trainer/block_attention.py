@@ -60,16 +60,18 @@ def plan(starts_BL: Tensor, block: int, dtype: torch.dtype) -> list[Group]:
     own_Q = number_Q % per_row
     first_Q = starts_Qb.amin(dim=1) // block  # starts never fall within a row, so it is the first query's
     width_Q = own_Q - first_Q + 1
-    within_b = torch.arange(block)
     groups = []
     for width in width_Q.unique().tolist():
         queries_C = number_Q[width_Q == width]
         keys_CW = (queries_C - width + 1)[:, None] + torch.arange(width)
-        key_CS = (first_Q[queries_C, None] * block) + torch.arange(width * block)
-        query_Cb = own_Q[queries_C, None] * block + within_b
-        hidden_CbS = (key_CS[:, None] > query_Cb[:, :, None]) | (key_CS[:, None] < starts_Qb[queries_C][:, :, None])
-        hidden_CbM = hidden_CbS[:, :, int(hidden_CbS.flatten(0, 1).any(dim=0).int().argmax()) :]
-        mask_CbM = torch.zeros(hidden_CbM.shape, dtype=dtype).masked_fill_(hidden_CbM, float("-inf"))
+        # Places count from the beginning of a block's window; 32 bits, since these tables are made anew at every step.
+        start_Cb = (starts_Qb[queries_C] - first_Q[queries_C, None] * block).to(torch.int32)
+        seen_from = 0 if start_Cb.any() else (width - 1) * block
+        key_M = torch.arange(seen_from, width * block, dtype=torch.int32)
+        query_b = torch.arange((width - 1) * block, width * block, dtype=torch.int32)
+        after_bM = key_M > query_b[:, None]
+        before_CbM = key_M < start_Cb[:, :, None]
+        mask_CbM = torch.zeros(before_CbM.shape, dtype=dtype).masked_fill_(before_CbM | after_bM, float("-inf"))
         groups.append(Group(queries_C, keys_CW, mask_CbM))
     return groups
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -68,6 +69,22 @@ def test_the_total_is_the_sum_of_the_tokens_losses(
     near = 1e-5 if dtype == torch.float32 else 0.02
     for given, expected in zip(*results, strict=True):
         torch.testing.assert_close(given, expected, rtol=near, atol=near)
+
+
+@pytest.mark.skipif(not hasattr(torch.nn.functional, "linear_cross_entropy"), reason="torch before 2.13 has none")
+def test_the_total_is_that_of_torchs_linear_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", 300 * 500)
+    torch.manual_seed(0)
+    hidden, head, labels = torch.randn(700, 32), torch.randn(500, 32), torch.randint(0, 500, (700,))
+    theirs = functools.partial(torch.nn.functional.linear_cross_entropy, reduction="sum")
+    results = []
+    for made in (total_nll, theirs):
+        h, w = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+        total = made(h, w, labels)
+        (total / 700).backward()
+        results.append((total.detach(), h.grad, w.grad))
+    for given, expected in zip(*results, strict=True):
+        torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_label_that_the_model_rules_out_costs_what_it_should() -> None:
