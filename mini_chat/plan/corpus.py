@@ -40,6 +40,7 @@ class Amount:
         squares: the sum of the documents' squared lengths, from which their length as a token sees it follows.
         source: how it is known; of what is not there, why.
         known: whether it is known at all.
+        largest_file_tokens: of the shards; 0 where there are none yet.
     """
 
     tokens: float = 0.0
@@ -49,6 +50,7 @@ class Amount:
     disk_bytes: float = 0.0
     source: str = ""
     known: bool = True
+    largest_file_tokens: int = 0
 
     @property
     def document_tokens(self) -> float | None:
@@ -134,7 +136,12 @@ def of_shards(directory: Path) -> Amount:
     lengths = documents.lengths().astype(float)
     disk_bytes = float(sum(file.stat().st_size for file in directory.iterdir() if file.is_file()))
     return Amount(
-        float(lengths.sum()), float(len(lengths)), float((lengths**2).sum()), 0.0, disk_bytes, "counted in the shards"
+        tokens=float(lengths.sum()),
+        documents=float(len(lengths)),
+        squares=float((lengths**2).sum()),
+        disk_bytes=disk_bytes,
+        source="counted in the shards",
+        largest_file_tokens=max((file["tokens"] for file in documents.files), default=0),
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mini_chat.config import Model, Training
+from mini_chat.config import Dpo, Model, Training
 from mini_chat.plan.parameters import Parameters, head_dim, key_width, muon_shapes, query_width
 from mini_chat.plan.rates import MemoryRates
 from mini_chat.trainer.losses import CHUNK_LOGITS
@@ -29,10 +29,12 @@ class Compute:
     Args:
         compute_bytes: of a number in matrix products: 2 for bf16, 4 for float32.
         compiled: whether the layers run compiled, which keeps fewer activations.
+        chunk_logits: that the loss makes at once.
     """
 
     compute_bytes: int
     compiled: bool
+    chunk_logits: int = CHUNK_LOGITS
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,10 @@ def peak(
     optimizer = optimizer_bytes(parameters, settings.optimizer) / shards
     copies = compute.compute_bytes * copied_weights(parameters) if compute.compute_bytes < FLOAT32 else 0.0
     activations = activation_bytes(model, micro_tokens, compute, settings.gradient_checkpointing)
-    adds_up = settings.batch_tokens > micro_tokens
-    loss = loss_bytes(micro_tokens, model.hidden_size, vocab_size, compute.compute_bytes, adds_up)
+    if isinstance(settings, Dpo):
+        loss = token_loss_bytes(micro_tokens, model.hidden_size, vocab_size, compute)
+    else:
+        loss = loss_bytes(micro_tokens, model.hidden_size, vocab_size, compute, settings.batch_tokens > micro_tokens)
     working = activations + copies + loss
     orthogonalised = NEWTON_SCHULZ_BYTES * largest_stack(model) if settings.optimizer == "muon" else 0
     over = max(0.0, orthogonalised - working)
@@ -117,8 +121,11 @@ def checkpoint_bytes(parameters: Parameters, optimizer: str) -> float:
 
 
 def copied_weights(parameters: Parameters) -> int:
-    """Weights of which autocast makes a copy in the compute dtype, kept until the backward pass is through with it."""
-    return parameters.layer_matrices + (parameters.head or parameters.embedding)
+    """Weights of which autocast makes a copy in the compute dtype, kept until the backward pass is through with it.
+
+    That of the head is the loss's.
+    """
+    return parameters.layer_matrices
 
 
 def activation_bytes(model: Model, tokens: int, compute: Compute, checkpointing: bool) -> float:
@@ -162,18 +169,32 @@ def layer_bytes_per_token(model: Model, compute: Compute) -> float:
     return 4 * (4 * hidden + queries + keys) + c * (cast * hidden + 4 * inner + 3 * queries + 3 * keys) + heads
 
 
-def loss_bytes(tokens: int, hidden_size: int, vocab_size: int, compute_bytes: int, adds_up: bool = False) -> float:
-    """Most that the loss holds at once.
+def loss_bytes(tokens: int, hidden_size: int, vocab_size: int, compute: Compute, adds_up: bool = False) -> float:
+    """Most that `losses.total_nll` holds at once.
 
-    Of a chunk of positions the logits in the compute dtype and their log-softmax; of all positions the hidden states
-    with a label, those filled up to a round number, and their gradient.
+    Of a chunk of positions the logits and their log-softmax; of all positions the hidden states with a label, those
+    filled up to a round number, and their gradient; in bf16 a copy of the head's weights, and a chunk's part of their
+    gradient.
 
     Args:
         adds_up: the head's gradient is made beside that of the micro-batches before, instead of in its place.
     """
-    logits = min(tokens * vocab_size, max(CHUNK_LOGITS, vocab_size))
-    head = FLOAT32 * vocab_size * hidden_size if adds_up else 0
-    return float(logits * (FLOAT32 + compute_bytes) + tokens * hidden_size * (FLOAT32 + 2 * compute_bytes) + head)
+    c = compute.compute_bytes
+    logits = min(tokens * vocab_size, max(compute.chunk_logits, vocab_size))
+    head = (FLOAT32 if adds_up else 0) + (2 * c if c < FLOAT32 else 0)
+    return float(logits * 2 * FLOAT32 + tokens * hidden_size * (FLOAT32 + 2 * c) + head * vocab_size * hidden_size)
+
+
+def token_loss_bytes(tokens: int, hidden_size: int, vocab_size: int, compute: Compute) -> float:
+    """The same of `losses.token_nll`, which DPO takes.
+
+    Of a chunk of positions the log-softmax of the logits and both gradients; of all positions the hidden states: those
+    with a label, filled up to a round number, and cast; a copy of the head.
+    """
+    cast = compute.compute_bytes if compute.compute_bytes < FLOAT32 else 0
+    logits = min(tokens * vocab_size, max(compute.chunk_logits, vocab_size))
+    rest = tokens * hidden_size * (2 * FLOAT32 + cast) + cast * vocab_size * hidden_size
+    return float(logits * 3 * FLOAT32 + rest)
 
 
 def expert_product_bytes(model: Model, tokens: int, compute_bytes: int) -> float:

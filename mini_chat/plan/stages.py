@@ -13,6 +13,7 @@ from mini_chat.plan.memory import FLOAT32, Compute, Memory, checkpoint_bytes, pe
 from mini_chat.plan.parameters import Parameters, attention_flops_per_token, keys_seen
 from mini_chat.plan.rates import Rates
 from mini_chat.plan.throughput import FORWARD_SHARE, Work, exchange_seconds, step_work
+from mini_chat.trainer.losses import CHUNK_LOGITS, CHUNK_LOGITS_GPU
 
 PACKED_SHARE = 0.98  # of the rows' positions that documents fill
 COMPILE_SECONDS = 40.0
@@ -93,7 +94,11 @@ def plan_stage(
     steps = settings.steps or math.ceil(settings.epochs * per_epoch / settings.batch_tokens)
     tokens = float(steps * settings.batch_tokens)
     flops = tokens * parameters.training_flops_per_token
-    compute = Compute(machine.compute_bytes, is_compiled(recipe, flops if steps else math.inf, machine.kind))
+    compute = Compute(
+        machine.compute_bytes,
+        is_compiled(recipe, flops if steps else math.inf, machine.kind),
+        CHUNK_LOGITS_GPU if machine.kind == "cuda" else CHUNK_LOGITS,
+    )
     keys = keys_seen(settings.row_tokens, amount.document_tokens)
     work = step_work(model, parameters, settings, vocab_size, compute, machine, keys, gpus)
     kind = parallelism(parameters, machine, recipe.machine.parallel, gpus)
@@ -168,8 +173,10 @@ def save_steps(recipe: Recipe, settings: Training, amount: Amount, vocab_size: i
     """Steps from checkpoint to checkpoint; those that take a shard's tokens where the stage saves by shards."""
     if not (isinstance(settings, Pretrain) and settings.checkpoint_shards):
         return settings.checkpoint_every
-    tokens = recipe.shards.shard_bytes // token_dtype(vocab_size).itemsize
-    return max(1, math.floor(min(tokens, amount.tokens or math.inf)) // settings.batch_tokens)
+    tokens = amount.largest_file_tokens or min(
+        recipe.shards.shard_bytes // token_dtype(vocab_size).itemsize, amount.tokens or math.inf
+    )
+    return max(1, math.floor(tokens) // settings.batch_tokens)
 
 
 def data_bytes(name: str, amount: Amount) -> float:

@@ -19,8 +19,8 @@ from mini_chat.plan.parameters import (
 )
 from mini_chat.plan.rates import TimeRates
 
-ADAMW_BYTES = 7 * FLOAT32 + 3 * FLOAT32
-"""Per parameter and step: weight, gradient and two moments read, three of them written; the gradient clipped."""
+ADAMW_BYTES = 8 * FLOAT32
+"""Per parameter and step: weight, gradient and two moments read, three of them written; the gradient's norm."""
 MUON_BYTES = 10 * FLOAT32
 """Per parameter and step, without the products: momentum, update, stack, norm, copy, weight."""
 NEWTON_SCHULZ_STEPS = 5

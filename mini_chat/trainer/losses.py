@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_LOGITS = 1 << 24  # logits that may exist at once: 64 MiB in float32, in the cache of a large processor
@@ -36,11 +37,11 @@ def chunk_nll(hidden_NH: Tensor, head_VH: Tensor, labels_N: Tensor) -> Tensor:
 
 
 def total_nll(hidden_NH: Tensor, head_VH: Tensor, labels_N: Tensor) -> Tensor:
-    """The sum of `token_nll`, a scalar, in two thirds of the time.
+    """The sum of `token_nll`, a scalar, in two thirds of the time where there are several chunks.
 
     In a sum all positions weigh the same, so the gradients of a chunk are known as soon as its logits are. They are
     made then, up to the factor that the backward pass brings, and no logits are made twice (as in Liger's fused linear
-    cross-entropy, arXiv:2410.10989).
+    cross-entropy, arXiv:2410.10989). They serve one backward pass.
     """
     if not torch.is_grad_enabled() or len(labels_N) == 0:
         return token_nll(hidden_NH, head_VH, labels_N).sum()
@@ -54,35 +55,44 @@ class TotalNLL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_NH: Tensor, head_VH: Tensor, labels_N: Tensor) -> Tensor:
         kind, positions, rows = hidden_NH.device.type, len(labels_N), chunk_rows(hidden_NH, head_VH)
+        ctx.hidden_dtype = hidden_NH.dtype
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_NH.dtype
         with torch.autocast(kind, enabled=False):
             hidden_NH, labels_N = filled_up(hidden_NH.to(dtype), labels_N, rows)
             head = head_VH.to(dtype)
-            d_hidden_NH, d_head_VH = torch.empty_like(hidden_NH), torch.zeros_like(head_VH)
+            d_hidden_NH = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] else None
+            d_head_VH = torch.zeros_like(head_VH) if ctx.needs_input_grad[1] else None
             total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=head.device)
             for first in range(0, len(labels_N), rows):
                 hidden, labels = hidden_NH[first : first + rows], labels_N[first : first + rows]
                 real = torch.arange(min(len(labels), positions - first), device=labels.device)
-                log_p = torch.log_softmax(F.linear(hidden, head), dim=-1, dtype=total.dtype)
+                log_p = torch.log_softmax(F.linear(hidden, head).to(total.dtype), dim=-1)
                 total -= log_p[real, labels[real]].sum()
                 # The gradient of the logits, in the same memory: each token's probability, less one for the label.
                 d_logits = log_p.exp_()
                 d_logits[real, labels[real]] -= 1
                 d_logits[len(real) :] = 0
                 d_logits = d_logits.to(dtype)
-                torch.mm(d_logits, head, out=d_hidden_NH[first : first + rows])
-                if dtype == d_head_VH.dtype:
+                if d_hidden_NH is not None:
+                    d_hidden_NH[first : first + rows] = d_logits @ head
+                if d_head_VH is not None and d_head_VH.dtype == dtype:
                     d_head_VH.addmm_(d_logits.T, hidden)
-                else:
+                elif d_head_VH is not None:
                     d_head_VH += d_logits.T @ hidden
-        ctx.gradients = d_hidden_NH[:positions], d_head_VH
+                del log_p, d_logits  # the next chunk's take their room
+        ctx.gradients = None if d_hidden_NH is None else d_hidden_NH[:positions], d_head_VH
         return total
 
     @staticmethod
-    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor, Tensor, None]:
+    @once_differentiable
+    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         d_hidden_NH, d_head_VH = ctx.gradients
         del ctx.gradients  # scaled in place, so good for one backward pass
-        return d_hidden_NH.mul_(d_total), d_head_VH.mul_(d_total), None
+        if d_hidden_NH is not None:
+            d_hidden_NH = d_hidden_NH.to(ctx.hidden_dtype).mul_(d_total)
+        if d_head_VH is not None:
+            d_head_VH.mul_(d_total)
+        return d_hidden_NH, d_head_VH, None
 
 
 def chunk_rows(hidden_NH: Tensor, head_VH: Tensor) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mini_chat.config import Machine, Model, Pretrain
 from mini_chat.data.packing import Batch
@@ -21,14 +24,16 @@ from mini_chat.plan.memory import (
     loss_bytes,
     optimizer_bytes,
     peak,
+    token_loss_bytes,
 )
 from mini_chat.plan.parameters import count
 from mini_chat.plan.rates import MemoryRates
+from mini_chat.trainer import losses
 from mini_chat.trainer.attention import packed_attention
 from mini_chat.trainer.checkpoint import Checkpoints
 from mini_chat.trainer.compilation import CompiledLayers, compiler_works
 from mini_chat.trainer.loop import run_packed
-from mini_chat.trainer.losses import CHUNK_LOGITS
+from mini_chat.trainer.losses import CHUNK_LOGITS, token_nll, total_nll
 from mini_chat.trainer.optimizer import Optimizers
 
 VOCAB_SIZE = 300
@@ -121,7 +126,7 @@ def test_copies_are_those_of_the_weights_that_multiply() -> None:
     model, device = made(section), choose(Machine(device="cpu", precision="bf16", threads=1))
     _, copies = kept_for_backward(model, device, CompiledLayers(model, False))
     parameters = count(section, VOCAB_SIZE)
-    assert copies == 2 * (copied_weights(parameters) - parameters.head)  # the head is copied in the loss
+    assert copies == 2 * copied_weights(parameters)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
@@ -139,11 +144,61 @@ def test_state_and_checkpoint_are_as_large_as_said(shape: dict[str, Any], optimi
     assert written == pytest.approx(checkpoint_bytes(parameters, optimizer), rel=0.05)  # names and shapes besides
 
 
+class Living(TorchDispatchMode):
+    """Notes the most bytes that the tensors made within it hold at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.owners: dict[int, int] = {}
+        self.bytes = self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes():
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() in self.owners or storage.data_ptr() not in given:
+                    self.note(tensor, storage.data_ptr(), storage.nbytes())
+        return result
+
+    def note(self, tensor: Tensor, place: int, size: int) -> None:
+        if not self.owners.get(place):
+            self.bytes += size
+        self.owners[place] = self.owners.get(place, 0) + 1
+        self.peak = max(self.peak, self.bytes)
+        weakref.finalize(tensor, self.forget, place, size)
+
+    def forget(self, place: int, size: int) -> None:
+        self.owners[place] -= 1
+        if not self.owners[place]:
+            del self.owners[place]
+            self.bytes -= size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("loss", [total_nll, token_nll])
+def test_the_loss_holds_what_is_said(loss: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, width, vocab_size, chunk = 4090, 16, 2048, 1024 * 2048
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", chunk)
+    source, head = torch.randn(tokens, width), torch.randn(vocab_size, width, requires_grad=True)
+    labels = torch.randint(0, vocab_size, (tokens,))
+    with Living() as living:
+        hidden = (source * 1.0).requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            total = loss(hidden, head, labels).sum()
+        if loss is token_nll:  # makes its gradients in the backward pass
+            total.backward()
+    formula = loss_bytes if loss is total_nll else token_loss_bytes
+    said = formula(tokens, width, vocab_size, Compute(dtype.itemsize, False, chunk), *[True] * (loss is total_nll))
+    assert living.peak == pytest.approx(said, rel=0.1)
+
+
 def test_logits_never_need_more_than_a_chunks() -> None:
-    few, many, more = (loss_bytes(tokens, 64, 8192, 2) for tokens in (512, 8192, 80_000))
-    chunk, a_row = (4 + 2) * CHUNK_LOGITS, 64 * (4 + 2 + 2)
-    assert few == 512 * (8192 * 6 + a_row)
-    assert (many, more) == (chunk + 8192 * a_row, chunk + 80_000 * a_row)
+    few, many, more = (loss_bytes(tokens, 64, 8192, Compute(2, False)) for tokens in (512, 8192, 80_000))
+    chunk, a_row, head = 8 * CHUNK_LOGITS, 64 * (4 + 2 + 2), 64 * 8192 * (2 + 2)
+    assert few == 512 * (8192 * 8 + a_row) + head
+    assert (many, more) == (chunk + 8192 * a_row + head, chunk + 80_000 * a_row + head)
 
 
 def test_lowering_what_the_plan_says_to_lower_lowers_the_peak() -> None:

@@ -92,6 +92,23 @@ def test_blocks_see_what_a_mask_shows(lengths: list[list[int]], heads: tuple[int
         torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.parametrize("document", [1024, 200, 30])
+def test_in_bfloat16_blocks_are_as_exact_as_bfloat16_is(document: int) -> None:
+    starts = torch.arange(1024).expand(2, -1) // document * document
+    torch.manual_seed(0)
+    exact = [torch.randn(2, 1024, n, 16, dtype=torch.float64) / 2 for n in (4, 2, 2, 4)]
+    results = []
+    for dtype in (torch.float64, torch.bfloat16):
+        *inputs, grad = (x.to(torch.bfloat16).to(dtype) for x in exact)
+        inputs = [x.requires_grad_() for x in inputs]
+        out = block_attention_module.block_attention(*inputs, starts)
+        out.backward(grad)
+        results.append([out.detach(), *(x.grad for x in inputs)])
+    for one, other in zip(*results, strict=True):
+        assert one is not None and other is not None
+        assert float((other.double() - one).norm() / one.norm()) < 0.01
+
+
 def test_short_documents_are_not_multiplied_with_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     products: list[int] = []
     monkeypatch.setattr(torch, "bmm", recorded(products, lambda a, b: a.shape[0] * a.shape[1] * b.shape[2], torch.bmm))

@@ -76,7 +76,8 @@ def test_the_total_is_that_of_torchs_linear_cross_entropy(monkeypatch: pytest.Mo
     monkeypatch.setattr(losses, "CHUNK_LOGITS", 300 * 500)
     torch.manual_seed(0)
     hidden, head, labels = torch.randn(700, 32), torch.randn(500, 32), torch.randint(0, 500, (700,))
-    theirs = functools.partial(torch.nn.functional.linear_cross_entropy, reduction="sum")
+    in_chunks = torch.nn.LinearCrossEntropyOptions()
+    theirs = functools.partial(torch.nn.functional.linear_cross_entropy, reduction="sum", options=in_chunks)
     results = []
     for made in (total_nll, theirs):
         h, w = hidden.clone().requires_grad_(), head.clone().requires_grad_()
@@ -85,6 +86,13 @@ def test_the_total_is_that_of_torchs_linear_cross_entropy(monkeypatch: pytest.Mo
         results.append((total.detach(), h.grad, w.grad))
     for given, expected in zip(*results, strict=True):
         torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_frozen_gets_no_gradient() -> None:
+    for wanted in ((True, False), (False, True)):
+        hidden, head = torch.randn(7, 4, requires_grad=wanted[0]), torch.randn(5, 4, requires_grad=wanted[1])
+        total_nll(hidden, head, torch.arange(7) % 5).backward()
+        assert (hidden.grad is not None, head.grad is not None) == wanted
 
 
 def test_a_label_that_the_model_rules_out_costs_what_it_should() -> None:
