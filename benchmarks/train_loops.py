@@ -1,7 +1,6 @@
 """One training loop in one process: what `benchmarks.train_speed` starts, several times each and in turn.
 
-    python -m benchmarks.train_loops LOOP SHAPE STEPS
-    python -m benchmarks.train_loops limit SHAPE
+    python -m benchmarks.train_loops LOOP SHAPE STEPS [in-turn]
 
 LOOP is one of
 - plain: what the users of the peers run on a CPU. transformers' `Qwen3ForCausalLM` in float32, AdamW, the logits of
@@ -10,10 +9,11 @@ LOOP is one of
 - ours: `mini_chat.trainer.loop.train`, as `mini-chat pretrain` calls it, with AdamW for all parameters, so that the
   update is the same for all three;
 - packed: ours, on rows of packed short documents (median 200 tokens) instead of one document a row;
-- muon: ours with its own optimisers.
+- muon: ours with its own optimisers;
+- limit: none, but the rate of matrix products in what our loop computes in, and the work of a token.
 
-Prints one JSON object: seconds of each step, tokens of a step, peak memory. `limit` prints what our loop computes in
-here, the rate of matrix products in it, and the work of a token.
+Prints one JSON object: seconds of each step, tokens of a step, peak memory. With `in-turn` it writes a line before each
+step and waits for one, so that several loops may take turns step by step.
 
 torch is imported where it is used: for our loops the environment is set before, as the command line does it.
 """
@@ -24,7 +24,7 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,7 +67,23 @@ SHAPES = {
 }
 
 
-def stock(shape: Shape, steps: int, autocast: bool) -> list[float]:
+class Turn:
+    """Waits before each step until it is this process's turn, if it takes turns; knows how long it waited."""
+
+    def __init__(self, taken: bool) -> None:
+        self.taken = taken
+        self.waited: list[float] = []
+
+    def wait(self) -> None:
+        """Say that the next step may begin, and wait for the line that allows it."""
+        began = time.perf_counter()
+        if self.taken:
+            print("ready", flush=True)
+            sys.stdin.readline()
+        self.waited.append(time.perf_counter() - began)
+
+
+def stock(shape: Shape, steps: int, autocast: bool, turn: Turn) -> list[float]:
     """Seconds of each step of the loop over transformers' own model."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -82,6 +98,7 @@ def stock(shape: Shape, steps: int, autocast: bool) -> list[float]:
     seconds = []
     for _ in range(steps):
         tokens = torch.randint(0, config.vocab_size, (shape.rows, shape.row_tokens))
+        turn.wait()
         began = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = model(input_ids=tokens, labels=tokens).loss
@@ -96,8 +113,8 @@ def stock(shape: Shape, steps: int, autocast: bool) -> list[float]:
 class RandomRows:
     """Stands for `PackedDocuments`: rows of random tokens, of one document each or of short ones."""
 
-    def __init__(self, shape: Shape, short: bool) -> None:
-        self.shape, self.short = shape, short
+    def __init__(self, shape: Shape, short: bool, turn: Turn | None = None) -> None:
+        self.shape, self.short, self.turn = shape, short, turn or Turn(False)
         self.documents = SimpleNamespace(directory=Path("nowhere"))
         self.draw = np.random.default_rng(SEED)
 
@@ -110,6 +127,7 @@ class RandomRows:
 
         from mini_chat.data.packing import Batch
 
+        self.turn.wait()
         length = self.shape.row_tokens
         ids, positions = np.zeros((count, length), np.int64), np.zeros((count, length), np.int64)
         documents = 0
@@ -125,7 +143,9 @@ class RandomRows:
         return Batch(list(range(documents)), *tensors)
 
 
-def trained(shape: Shape, steps: int, short: bool, optimizer: str, in_order: bool = True) -> tuple[Any, list[float]]:
+def trained(
+    shape: Shape, steps: int, short: bool, optimizer: str, in_order: bool = True, turn: Turn | None = None
+) -> tuple[Any, list[float]]:
     """A model after some steps of our loop, and the seconds of each, from what the loop logs of itself.
 
     Args:
@@ -159,16 +179,21 @@ def trained(shape: Shape, steps: int, short: bool, optimizer: str, in_order: boo
             "checkpoint_every": 1 << 30,
         }
     )
-    task = LanguageModelling("pretrain", RandomRows(shape, short), {}, np.zeros(0), 1, shape.rows)  # type: ignore[arg-type]
+    turn = turn or Turn(False)
+    task = LanguageModelling("pretrain", RandomRows(shape, short, turn), {}, np.zeros(0), 1, shape.rows)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as scratch:
         train(model, task, settings, Path(scratch), device, {})
         lines = (Path(scratch) / "metrics.jsonl").read_text().splitlines()
     ends = [record["train_seconds"] for record in map(json.loads, lines) if "train_seconds" in record]
-    return model, [end - before for before, end in zip([0.0, *ends], ends, strict=False)]
+    taken = zip([0.0, *ends], ends, turn.waited, strict=False)
+    return model, [end - before - waited for before, end, waited in taken]
 
 
-def limit(shape: Shape) -> dict[str, Any]:
-    """Of the device that our loop takes: its precision, its rate of matrix products in it [FLOP/s]; a token's work."""
+def limit(shape: Shape, steps: int, turn: Turn) -> dict[str, Any]:
+    """Of the device that our loop takes: its precision; its rate of matrix products in it at each turn [FLOP/s].
+
+    And a token's work [FLOP].
+    """
     from mini_chat.config import Machine
     from mini_chat.device import choose
     from mini_chat.model import SLMConfig, SLMForCausalLM
@@ -176,23 +201,27 @@ def limit(shape: Shape) -> dict[str, Any]:
 
     device = choose(Machine())
     flops_per_token = training_flops_per_token(SLMForCausalLM(SLMConfig(**shape.model)))
-    return {"precision": device.precision, "flops": device.matmul_flops, "flops_per_token": flops_per_token}
+    flops = []
+    for _ in range(steps):
+        turn.wait()
+        flops.append(replace(device).matmul_flops)  # a new one has not measured yet
+    return {"precision": device.precision, "flops": flops, "flops_per_token": flops_per_token}
 
 
-def main(loop: str, name: str, steps: int = 0) -> None:
+def main(loop: str, name: str, steps: int, in_turn: bool) -> None:
     """Run one loop and print what it took."""
-    shape = SHAPES[name]
+    shape, turn = SHAPES[name], Turn(in_turn)
     if loop in {"plain", "bf16"}:
-        seconds = stock(shape, steps, autocast=loop == "bf16")
+        seconds = stock(shape, steps, loop == "bf16", turn)
     else:
         prepare_environment()
         if loop == "limit":
-            print(json.dumps(limit(shape)))
+            print(json.dumps(limit(shape, steps, turn)))
             return
-        _, seconds = trained(shape, steps, loop == "packed", "muon" if loop == "muon" else "adamw")
+        _, seconds = trained(shape, steps, loop == "packed", "muon" if loop == "muon" else "adamw", turn=turn)
     tokens = shape.rows * shape.row_tokens
     print(json.dumps({"seconds": seconds, "tokens": tokens, "peak_bytes": peak_memory_bytes()}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), "in-turn" in sys.argv[4:])

@@ -1,97 +1,132 @@
-"""Training speed and memory beside plain loops over transformers' own model, each in a process of its own, in turn.
+"""Training speed and memory beside plain loops over transformers' own model, taking turns step by step.
 
-    python -m benchmarks.train_speed [--rounds 3]
+    python -m benchmarks.train_speed [--turns 8]
 
 Prints the figures and lays them into `benchmarks/results/train.json`.
 
-Rates are medians over the steps of a process but the first two; ratios are taken round by round, and their median is
-the figure. Our loop computes in the `precision` that the machine is fast in, as `mini-chat pretrain` does by default,
-and its limit is the rate of matrix products in that precision, the better of two measured right before and right
-after it. `over_fp32` and `over_bf16` are the ratios to the stock loops in either, whatever the machine.
+Loops that are compared run in processes of their own and take turns: a step of each, then the next of each, so that
+whatever else the machine is busy with meets them alike. Ratios are taken turn by turn, and their median over all turns
+but the first ones is the figure; so are rates. Our loop computes in the `precision` that the machine is fast in, as
+`mini-chat pretrain` does by default; its limit is the rate of matrix products in that precision, measured at every
+turn. `over_fp32` and `over_bf16` are the ratios to the stock loops in either, whatever the machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
 from benchmarks.results import table, write
 
-STEPS = {"plain": 4, "bf16": 5, "ours": 8, "packed": 8, "muon": 5}
-WARM_UP = 2  # steps: the first compiles, the second still fills caches
+WARM_UP = 2  # turns: the first compiles, the second still fills caches
+BESIDE = (("plain", "ours", "packed", "muon", "limit"), ("bf16", "ours", "limit"))
+"""Loops that take turns; all at once would not fit into 24 GiB."""
 BURN = "while True: pass"
 
 
-def process(*words: str) -> dict[str, Any]:
-    """What a process of `benchmarks.train_loops` prints."""
-    command = [sys.executable, "-m", "benchmarks.train_loops", *words]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    result: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return result
+def in_turn(loops: Sequence[str], shape: str, turns: int, busy: int | None = None) -> list[dict[str, Any]]:
+    """What processes of `benchmarks.train_loops` print that take turns.
+
+    Args:
+        busy: the number of the loop beside whose steps another process takes a core.
+    """
+    print(f"  {shape}: {', '.join(loops)}", flush=True)
+    with ExitStack() as stack:
+        processes = []
+        for loop in loops:
+            command = [sys.executable, "-m", "benchmarks.train_loops", loop, shape, str(turns), "in-turn"]
+            process = stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            stack.callback(process.kill)
+            processes.append(process)
+            said(process)  # one after the other: what they prepare is not measured
+        burner = stack.enter_context(subprocess.Popen([sys.executable, "-c", BURN]))
+        stack.callback(burner.kill)
+        burner.send_signal(signal.SIGSTOP)
+        last = [""] * len(loops)
+        for _ in range(turns):
+            for number, process in enumerate(processes):
+                if number == busy:
+                    burner.send_signal(signal.SIGCONT)
+                assert process.stdin
+                process.stdin.write("\n")
+                process.stdin.flush()
+                last[number] = said(process)
+                burner.send_signal(signal.SIGSTOP)
+        return [json.loads(line) for line in last]
 
 
-def run(loop: str, shape: str, steps: int) -> dict[str, float]:
-    """Tokens per second and peak memory of one process."""
-    result = process(loop, shape, str(steps))
-    seconds = median(result["seconds"][WARM_UP:] or result["seconds"])
-    return {"rate": result["tokens"] / seconds, "peak_bytes": result["peak_bytes"]}
+def said(process: subprocess.Popen[str]) -> str:
+    """The next line of a process that says it is ready, or its results.
+
+    Raises:
+        RuntimeError: it ended without one.
+    """
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith(("ready", "{")):
+            return line
+    raise RuntimeError(f"{process.args!r} ended with status {process.wait()}")
 
 
-def measure(rounds: int = 3) -> dict[str, float | str]:
+def rates(result: dict[str, Any]) -> list[float]:
+    """Tokens per second at each turn but the first ones."""
+    return [result["tokens"] / seconds for seconds in result["seconds"][WARM_UP:]]
+
+
+def ratio(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """The median ratio of two loops' rates."""
+    return median(a / b for a, b in zip(rates(one), rates(other), strict=True))
+
+
+def share(ours: dict[str, Any], limit: dict[str, Any]) -> float:
+    """The median share of the limit that our loop reaches."""
+    pairs = zip(rates(ours), limit["flops"][WARM_UP:], strict=True)
+    return median(rate * limit["flops_per_token"] / flops for rate, flops in pairs)
+
+
+def measure(turns: int = 8) -> dict[str, float | str]:
     """Every loop of every shape, in turn."""
-    rates: dict[str, list[float]] = {}
-    limits: dict[str, list[dict[str, Any]]] = {"124m": [], "small": []}
-    for number in range(rounds):
-        for shape, limits_there in limits.items():
-            for loop in STEPS:
-                steps = STEPS[loop] if shape == "124m" else 4 * STEPS[loop] if loop in {"plain", "bf16"} else 20
-                around = [process("limit", shape)] if loop == "ours" else []
-                rates.setdefault(f"{shape} {loop}", []).append(run(loop, shape, steps)["rate"])
-                if around:
-                    around.append(process("limit", shape))
-                    limits_there.append(max(around, key=lambda limit: limit["flops"]))
-        burner = subprocess.Popen([sys.executable, "-c", BURN])
-        try:
-            rates.setdefault("small shared", []).append(run("ours", "small", 20)["rate"])
-        finally:
-            burner.kill()
-            burner.wait()
-        print(f"  round {number + 1}: " + ", ".join(f"{name} {values[-1]:,.0f}" for name, values in rates.items()))
-
-    def ratio(one: str, other: str) -> float:
-        return median(a / b for a, b in zip(rates[one], rates[other], strict=True))
-
-    def share_of_limit(shape: str) -> float:
-        pairs = zip(rates[f"{shape} ours"], limits[shape], strict=True)
-        return median(rate * limit["flops_per_token"] / limit["flops"] for rate, limit in pairs)
-
-    peaks = {loop: run(loop, "124m-memory", 3)["peak_bytes"] for loop in ("plain", "ours")}
-    return {
-        "over_fp32": ratio("124m ours", "124m plain"),
-        "over_bf16": ratio("124m ours", "124m bf16"),
-        "precision": limits["124m"][0]["precision"],
-        "share_of_limit": share_of_limit("124m"),
-        "packed_short_over_long": ratio("124m packed", "124m ours"),
-        "muon_over_adamw_2048_tokens_a_step": ratio("124m muon", "124m ours"),
-        "small_over_fp32": ratio("small ours", "small plain"),
-        "small_over_bf16": ratio("small ours", "small bf16"),
-        "small_share_of_limit": share_of_limit("small"),
-        "small_shared_core": ratio("small shared", "small ours"),
+    figures: dict[str, float | str] = {}
+    for shape, prefix, times in (("124m", "", turns), ("small", "small_", 3 * turns)):
+        beside, in_bf16 = (
+            dict(zip(loops, in_turn(loops, shape, times if "plain" in loops else turns), strict=True))
+            for loops in BESIDE
+        )
+        over, of_limit = ratio(beside["ours"], beside["plain"]), share(beside["ours"], beside["limit"])
+        figures |= {
+            f"{prefix}over_fp32": over,
+            f"{prefix}over_bf16": ratio(in_bf16["ours"], in_bf16["bf16"]),
+            f"{prefix}share_of_limit": of_limit,
+            f"{prefix}packed_short_over_long": ratio(beside["packed"], beside["ours"]),
+            f"{prefix}muon_over_adamw": ratio(beside["muon"], beside["ours"]),
+            f"{prefix}limit_flops": median(beside["limit"]["flops"]),
+            "precision": beside["limit"]["precision"],
+        }
+        found = {**{loop: result for loop, result in beside.items() if loop != "limit"}, "bf16": in_bf16["bf16"]}
+        figures |= {f"{shape}_{loop}_tokens_per_s": median(rates(result)) for loop, result in found.items()}
+        print(f"  {shape}: {over:.2f} times the plain loop, {of_limit:.0%} of the limit", flush=True)
+    alone, shared = in_turn(("ours", "ours"), "small", 2 * turns, busy=1)
+    figures["small_shared_core"] = ratio(shared, alone)
+    peaks = {loop: in_turn((loop,), "124m-memory", 3)[0]["peak_bytes"] for loop in ("plain", "ours")}
+    return figures | {
         "peak_over_plain": peaks["ours"] / peaks["plain"],
         "peak_bytes": peaks["ours"],
         "plain_peak_bytes": peaks["plain"],
-        "limit_flops": median(limit["flops"] for limit in limits["124m"]),
-        **{f"{name.replace(' ', '_')}_tokens_per_s": median(values) for name, values in rates.items()},
     }
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="times that each loop is run (default 3)")
-    figures = measure(parser.parse_args().rounds)
+    parser.add_argument("--turns", type=int, default=8, help="steps that each loop takes (default 8)")
+    figures = measure(parser.parse_args().turns)
     print(table(figures))
     print(write("train", figures, "train_speed"))
