@@ -214,7 +214,7 @@ def compare(name: str, found: dict[str, Any]) -> Comparison:
         link_rate=1.0,
         source="measured",
     )
-    constants = rates.of(machine.kind, machine.compute_bytes)
+    constants = rates.of(machine.kind, machine.precision)
     sizes = np.array(lengths(case, np.random.default_rng(SEED)), float)
     keys = keys_seen(case.settings.row_tokens, float((sizes**2).sum() / sizes.sum()))
     compute = Compute(machine.compute_bytes, case.compiled and not case.shape.num_experts)
@@ -274,7 +274,7 @@ def fit(time: bool = True) -> None:
     memory = MemoryRates(process, compiler, products, used - 1)
     about = f"{processor()}, {datetime.date.today().isoformat()}, {len(results)} runs of benchmarks.plan_check --fit"
     values = yaml.safe_load(PATH.read_text(encoding="utf-8"))
-    here = section("cpu", choose(Machine(device="cpu")).compute_dtype.itemsize)
+    here = section("cpu", choose(Machine(device="cpu")).precision)
     values[here] |= {"memory_from": about, "memory": rounded(vars(memory))}
     if time:
         work = np.array([[getattr(one.work, kind) for kind in kinds] for one in results])

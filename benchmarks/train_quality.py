@@ -58,6 +58,7 @@ OURS = {  # small batches: in so short a time the number of steps counts
     "muon_lr_max": 0.02,
     "muon_momentum_warmup_steps": 300,
 }
+LOOPS = ("plain", "strong")
 RATES = (1e-3, 2e-3, 4e-3)
 EVAL_ROWS = 60  # of each language
 VALIDATIONS = 20  # of a loop, spread evenly over its time
@@ -294,7 +295,7 @@ def reached(curve: Curve, target: float) -> float | str:
     return next((seconds for seconds, bpb in curve if bpb <= target), "never")
 
 
-def measure(scale: float = 1.0, against: Sequence[str] = ("plain", "strong")) -> dict[str, float | str]:
+def measure(scale: float = 1.0, against: Sequence[str] = LOOPS) -> dict[str, float | str]:
     """The figures; `scale` shortens everything, to see that it runs, and then the curves are not kept."""
     prepare_environment()
     corpus = Corpus(prepared(), EVAL_ROWS if scale > 0.1 else 1)
@@ -342,16 +343,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a hundredth of the time, to see that it runs")
     parser.add_argument("--plot", action="store_true", help="measure nothing, draw the curves that were measured")
-    parser.add_argument(
-        "--against", choices=["plain", "strong"], help="beside one of the two loops only, and keep that"
-    )
+    parser.add_argument("--against", choices=LOOPS, help="beside one of the two loops only, and keep that")
     options = parser.parse_args()
     if options.plot:
         return train_curves.draw()
     if not os.environ.get("MINI_CHAT_DATA"):
         print("train_quality: error: say where the text is: set MINI_CHAT_DATA to its folder", file=sys.stderr)
         return 2
-    figures = measure(0.01 if options.quick else 1.0, [options.against] if options.against else ["plain", "strong"])
+    figures = measure(0.01 if options.quick else 1.0, [options.against] if options.against else LOOPS)
     print(table(figures))
     if options.against and not options.quick:
         print(write("train", figures, "train_quality"))

@@ -272,6 +272,11 @@ class TokenDocuments:
         """The identity of all splits' bytes."""
         return self.manifest["fingerprint"]
 
+    @property
+    def largest_file_tokens(self) -> int:
+        """Tokens of the shard file that holds most."""
+        return max((file["tokens"] for file in self.files), default=0)
+
     def lengths(self) -> np.ndarray:
         """Tokens of each document, int64 (documents,)."""
         if not self.ends:

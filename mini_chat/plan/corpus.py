@@ -141,7 +141,7 @@ def of_shards(directory: Path) -> Amount:
         squares=float((lengths**2).sum()),
         disk_bytes=disk_bytes,
         source="counted in the shards",
-        largest_file_tokens=max((file["tokens"] for file in documents.files), default=0),
+        largest_file_tokens=documents.largest_file_tokens,
     )
 
 

@@ -86,7 +86,7 @@ def make_plan(recipe: Recipe, machine_name: str = machines.THIS, gpus: int = 1, 
     machine = machines.find(machine_name, recipe.machine)
     if gpus > 1 and machine.kind != "cuda":
         raise UserError(f"--gpus {gpus}: {machine.name} has no CUDA devices that train together; leave it out")
-    constants = rates.of(machine.kind, machine.compute_bytes)
+    constants = rates.of(machine.kind, machine.precision)
     stages: list[StagePlan] = []
     unknown: dict[str, str] = {}
     corpus_bytes = 0.0

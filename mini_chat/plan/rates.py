@@ -55,17 +55,17 @@ class Rates:
     memory_from: str
 
 
-def section(kind: str, compute_bytes: int) -> str:
+def section(kind: str, precision: str) -> str:
     """The section of rates.yaml: a kind of device (cpu, cuda, mps), and of a CPU the precision too.
 
     A CPU's bfloat16 products leave more of the time to everything else.
     """
-    return f"cpu-{'bf16' if compute_bytes == 2 else 'fp32'}" if kind == "cpu" else kind
+    return f"cpu-{precision}" if kind == "cpu" else kind
 
 
-def of(kind: str, compute_bytes: int) -> Rates:
-    """The constants of a kind of device that computes in numbers of so many bytes."""
-    values: dict[str, Any] = yaml.safe_load(PATH.read_text(encoding="utf-8"))[section(kind, compute_bytes)]
+def of(kind: str, precision: str) -> Rates:
+    """The constants of a kind of device that computes in bf16 or fp32."""
+    values: dict[str, Any] = yaml.safe_load(PATH.read_text(encoding="utf-8"))[section(kind, precision)]
     return Rates(
         TimeRates(**values["time"]), MemoryRates(**values["memory"]), values["time_from"], values["memory_from"]
     )

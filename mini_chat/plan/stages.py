@@ -13,7 +13,7 @@ from mini_chat.plan.memory import FLOAT32, Compute, Memory, checkpoint_bytes, pe
 from mini_chat.plan.parameters import Parameters, attention_flops_per_token, keys_seen
 from mini_chat.plan.rates import Rates
 from mini_chat.plan.throughput import FORWARD_SHARE, Work, exchange_seconds, step_work
-from mini_chat.trainer.losses import CHUNK_LOGITS, CHUNK_LOGITS_GPU
+from mini_chat.trainer.losses import chunk_logits
 
 PACKED_SHARE = 0.98  # of the rows' positions that documents fill
 COMPILE_SECONDS = 40.0
@@ -97,7 +97,7 @@ def plan_stage(
     compute = Compute(
         machine.compute_bytes,
         is_compiled(recipe, flops if steps else math.inf, machine.kind),
-        CHUNK_LOGITS_GPU if machine.kind == "cuda" else CHUNK_LOGITS,
+        chunk_logits(machine.kind),
     )
     keys = keys_seen(settings.row_tokens, amount.document_tokens)
     work = step_work(model, parameters, settings, vocab_size, compute, machine, keys, gpus)

@@ -95,9 +95,14 @@ class TotalNLL(torch.autograd.Function):
         return d_hidden_NH, d_head_VH, None
 
 
+def chunk_logits(kind: str) -> int:
+    """Logits that may exist at once on a kind of device: cpu, cuda, mps."""
+    return CHUNK_LOGITS_GPU if kind == "cuda" else CHUNK_LOGITS
+
+
 def chunk_rows(hidden_NH: Tensor, head_VH: Tensor) -> int:
     """Positions whose logits are made together."""
-    rows = max(1, (CHUNK_LOGITS_GPU if hidden_NH.is_cuda else CHUNK_LOGITS) // head_VH.shape[0])
+    rows = max(1, chunk_logits(hidden_NH.device.type) // head_VH.shape[0])
     return rows - rows % POSITIONS_STEP if rows > POSITIONS_STEP else rows
 
 

@@ -62,7 +62,7 @@ def pretrain(recipe: Recipe, directory: Path, device: Device, sampler: Sampler |
 
 def steps_of_a_shard(documents: TokenDocuments, batch_tokens: int) -> int:
     """Steps that take as many tokens as a full shard holds, at least one."""
-    return max(1, max((file["tokens"] for file in documents.files), default=0) // batch_tokens)
+    return max(1, documents.largest_file_tokens // batch_tokens)
 
 
 def validation_splits(

@@ -269,8 +269,8 @@ def test_this_machine_is_measured_and_the_others_are_published() -> None:
 
 
 def test_constants_say_where_they_are_from() -> None:
-    for kind, compute_bytes in (("cpu", 2), ("cpu", 4), ("cuda", 2), ("mps", 4)):
-        constants = rates.of(kind, compute_bytes)
+    for kind, precision in (("cpu", "bf16"), ("cpu", "fp32"), ("cuda", "bf16"), ("mps", "fp32")):
+        constants = rates.of(kind, precision)
         assert constants.time_from and constants.memory_from
         assert min(vars(constants.time).values()) >= 0 and min(vars(constants.memory).values()) >= 0
 
