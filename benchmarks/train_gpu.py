@@ -1,6 +1,6 @@
 """Training speed, memory and exactness on a GPU, beside plain loops over transformers' own model, in one run.
 
-    python -m benchmarks.train_gpu [--rows 16]
+    python -m benchmarks.train_gpu [--rows 16] [--loops NAME ...]
 
 The 124M model on rows of 1,024 tokens. Loops as in `benchmarks.train_loops`: `plain` float32, `bf16` under autocast,
 `bf16_compiled` the same compiled, `ours` with AdamW for all so that the update is the same, `ours_packed` on short
@@ -14,7 +14,7 @@ import argparse
 import gc
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 
 from benchmarks.results import table, write
@@ -22,6 +22,7 @@ from benchmarks.train_loops import SEED, WIDE, RandomRows, Shape, trained
 from mini_chat.cli import prepare_environment
 
 STEPS, WARM_UP = 14, 4
+LOOPS = ("ours", "bf16", "plain", "ours_large", "ours_packed", "ours_muon", "ours_any_order", "bf16_compiled")
 
 
 def stock(shape: Shape, autocast: bool, compiled: bool) -> list[float]:
@@ -89,8 +90,8 @@ def agreement(shape: Shape) -> float:
     return float((losses[0] - losses[1]).abs().max() / losses[1].mean())
 
 
-def measure(rows: int = 16) -> dict[str, float | str]:
-    """Every loop, one after the other."""
+def measure(rows: int = 16, chosen: Sequence[str] = LOOPS) -> dict[str, float | str]:
+    """Each of the chosen loops, one after the other."""
     import torch
 
     from mini_chat.config import Machine
@@ -108,7 +109,6 @@ def measure(rows: int = 16) -> dict[str, float | str]:
         "limit_flops": limit,
         "rows": rows,
         "flash_over_sdpa_difference": agreement(shape),
-        "same_bits": float(same_bits(Shape(WIDE, 4, 1024))),
     }
     loops: dict[str, tuple[Callable[[], list[float]], Shape]] = {
         "ours": (lambda: ours(shape), shape),
@@ -120,7 +120,8 @@ def measure(rows: int = 16) -> dict[str, float | str]:
         "ours_any_order": (lambda: ours(shape, in_order=False), shape),
         "bf16_compiled": (lambda: stock(shape, True, True), shape),
     }
-    for name, (loop, taken) in loops.items():
+    for name in chosen:
+        loop, taken = loops[name]
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -137,6 +138,7 @@ def measure(rows: int = 16) -> dict[str, float | str]:
         if name in {"plain", "bf16", "bf16_compiled"} and "ours_tokens_per_s" in figures:
             figures[f"over_{name}"] = float(figures["ours_tokens_per_s"]) / rate
         write("gpu", figures)  # what is measured stays, whatever becomes of the next
+    figures["same_bits"] = float(same_bits(Shape(WIDE, 4, 1024)))
     return figures
 
 
@@ -144,9 +146,10 @@ def main() -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=16, help="rows of 1,024 tokens of a step (default 16)")
+    parser.add_argument("--loops", nargs="+", choices=LOOPS, default=LOOPS, help="only these, in this order")
     options = parser.parse_args()
     prepare_environment()
-    figures = measure(options.rows)
+    figures = measure(options.rows, options.loops)
     print(table(figures))
     print(write("gpu", figures))
     return 0

@@ -1,8 +1,9 @@
 """Attention over packed rows in training, by the function that is fast on the device.
 
 On a CPU torch's fused attention runs at a tenth of the matrix-product rate, and works through every pair of positions
-and a mask; ours multiplies the blocks in which documents see themselves (`block_attention`). On a GPU FlashAttention
-(arXiv:2307.08691) takes all documents of a batch one after the other, of any lengths. Elsewhere `sdpa` is left alone.
+and a mask; ours takes each document by itself, in a kernel of our own (`native_attention`), or with torch's operations
+where that cannot be compiled (`block_attention`). On a GPU FlashAttention (arXiv:2307.08691) takes all documents of a
+batch one after the other, of any lengths. Elsewhere `sdpa` is left alone.
 
 Shape suffixes: B rows, L positions, N query heads, K key/value heads, D head width, T positions of a
 batch (B·L), S bounds of its documents.
@@ -11,8 +12,9 @@ batch (B·L), S bounds of its documents.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mini_chat.data.packing import Batch
 from mini_chat.device import Device
 from mini_chat.trainer.block_attention import block_attention
+from mini_chat.trainer.native_attention import native_attention, suits
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -30,7 +33,7 @@ try:
 except ImportError:  # torch without FlashAttention
     KNOWN = set()
 
-BLOCKS, FLASH = "slm_blocks", "slm_flash"
+BLOCKS, NATIVE, FLASH = "slm_blocks", "slm_native", "slm_flash"
 CAUSAL = (-1, 0)  # a window from the beginning to the query itself
 
 
@@ -43,12 +46,14 @@ def document_attention(
     scaling: float,
     document_starts_BL: Tensor,
     dropout: float = 0.0,
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = block_attention,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within documents, in the dtype of the values (the compute dtype, under autocast).
 
     Args:
         document_starts_BL: int64, for each position the place in its row where its document starts.
+        attend: the function that does it, `block_attention` or `native_attention`.
 
     Returns:
         (B, L, N, D) in the values' dtype.
@@ -56,7 +61,7 @@ def document_attention(
     dtype = v_BKLD.dtype
     q_BLND = (q_BNLD * scaling).to(dtype).transpose(1, 2)
     k_BLKD, v_BLKD = k_BKLD.to(dtype).transpose(1, 2), v_BKLD.transpose(1, 2)
-    return block_attention(q_BLND, k_BLKD, v_BLKD, document_starts_BL), None
+    return attend(q_BLND, k_BLKD, v_BLKD, document_starts_BL), None
 
 
 def flash_attention(
@@ -88,13 +93,14 @@ def flash_attention(
 
 
 ALL_ATTENTION_FUNCTIONS.register(BLOCKS, document_attention)
+ALL_ATTENTION_FUNCTIONS.register(NATIVE, partial(document_attention, attend=native_attention))
 ALL_ATTENTION_FUNCTIONS.register(FLASH, flash_attention)
 
 
 def fastest(model: Any, device: Device) -> str:
     """The name of the attention function to train with."""
     if device.torch_device.type == "cpu":
-        return BLOCKS
+        return NATIVE if device.compile != "off" and suits(model.config.head_dim) else BLOCKS
     # FlashAttention multiplies 16-bit numbers, of heads whose width is a multiple of 8.
     flash = device.torch_device.type == "cuda" and device.compute_dtype == torch.bfloat16
     if flash and {"scale", "window_size"} <= KNOWN and model.config.head_dim % 8 == 0:
@@ -105,12 +111,12 @@ def fastest(model: Any, device: Device) -> str:
 def who_sees_whom(model: Any, batch: Batch) -> dict[str, Tensor]:
     """What tells the attention function of the moment that no document of a batch sees another.
 
-    A bool mask (B, 1, L, L) for `sdpa`; for blocks the place where each position's document starts; for FlashAttention
+    A bool mask (B, 1, L, L) for `sdpa`; on a CPU the place where each position's document starts; for FlashAttention
     the documents' bounds.
     """
     if model.config._attn_implementation == FLASH:
         return {"document_bounds_S": batch.bounds_S}
-    if model.config._attn_implementation != BLOCKS:
+    if model.config._attn_implementation not in {BLOCKS, NATIVE}:
         return {"attention_mask": batch.attention_mask()}
     places_L = torch.arange(batch.position_ids_BL.shape[1], device=batch.position_ids_BL.device)
     return {"document_starts_BL": places_L - batch.position_ids_BL}
