@@ -147,7 +147,7 @@ def run(case: Case) -> dict[str, Any]:
 
     loop.Window = Noted  # type: ignore[misc]
     torch.manual_seed(SEED)
-    settings = Machine(compile="on" if case.compiled else "off")
+    settings = Machine(compile="on" if case.compiled else "auto")  # so short a run is not worth compiling its layers
     model = SLMForCausalLM(SLMConfig(**case.shape.model_dump(exclude={"rope_theta"}), vocab_size=case.vocab_size))
     with tempfile.TemporaryDirectory() as scratch:
         from mini_chat.device import choose
@@ -202,6 +202,7 @@ def compare(name: str, found: dict[str, Any]) -> Comparison:
     from mini_chat.plan.memory import Compute, expert_product_bytes, peak
     from mini_chat.plan.parameters import count, keys_seen
     from mini_chat.plan.throughput import step_work
+    from mini_chat.trainer.losses import chunk_logits
 
     case = CASES[name]
     machine = machines.Machine(
@@ -217,7 +218,8 @@ def compare(name: str, found: dict[str, Any]) -> Comparison:
     constants = rates.of(machine.kind, machine.precision)
     sizes = np.array(lengths(case, np.random.default_rng(SEED)), float)
     keys = keys_seen(case.settings.row_tokens, float((sizes**2).sum() / sizes.sum()))
-    compute = Compute(machine.compute_bytes, case.compiled and not case.shape.num_experts)
+    compiled, on_cpu = case.compiled and not case.shape.num_experts, machine.kind == "cpu"
+    compute = Compute(machine.compute_bytes, compiled, chunk_logits(machine.kind), kernels=on_cpu)
     parameters = count(case.shape, case.vocab_size)
     shape_of = (case.shape, parameters, case.settings, case.vocab_size, compute)
     memory = peak(*shape_of, constants.memory)

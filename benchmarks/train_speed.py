@@ -1,8 +1,8 @@
 """Training speed and memory beside plain loops over transformers' own model, taking turns step by step.
 
-    python -m benchmarks.train_speed [--turns 8]
+    python -m benchmarks.train_speed [--turns 8] [--parts 124m small memory]
 
-Prints the figures and lays them into `benchmarks/results/train.json`.
+Prints the figures and lays them into `benchmarks/results/train.json`, each part's as soon as it is measured.
 
 Loops that are compared run in processes of their own and take turns: a step of each, then the next of each, so that
 whatever else the machine is busy with meets them alike. Ratios are taken turn by turn, and their median over all turns
@@ -93,40 +93,56 @@ def share(ours: dict[str, Any], limit: dict[str, Any]) -> float:
     return median(rate * limit["flops_per_token"] / flops for rate, flops in pairs)
 
 
-def measure(turns: int = 8) -> dict[str, float | str]:
-    """Every loop of every shape, in turn."""
-    figures: dict[str, float | str] = {}
-    for shape, prefix, times in (("124m", "", turns), ("small", "small_", 3 * turns)):
-        beside, in_bf16 = (
-            dict(zip(loops, in_turn(loops, shape, times if "plain" in loops else turns), strict=True))
-            for loops in BESIDE
-        )
-        over, of_limit = ratio(beside["ours"], beside["plain"]), share(beside["ours"], beside["limit"])
-        figures |= {
-            f"{prefix}over_fp32": over,
-            f"{prefix}over_bf16": ratio(in_bf16["ours"], in_bf16["bf16"]),
-            f"{prefix}share_of_limit": of_limit,
-            f"{prefix}packed_short_over_long": ratio(beside["packed"], beside["ours"]),
-            f"{prefix}muon_over_adamw": ratio(beside["muon"], beside["ours"]),
-            f"{prefix}limit_flops": median(beside["limit"]["flops"]),
-            "precision": beside["limit"]["precision"],
-        }
-        found = {**{loop: result for loop, result in beside.items() if loop != "limit"}, "bf16": in_bf16["bf16"]}
-        figures |= {f"{shape}_{loop}_tokens_per_s": median(rates(result)) for loop, result in found.items()}
-        print(f"  {shape}: {over:.2f} times the plain loop, {of_limit:.0%} of the limit", flush=True)
-    alone, shared = in_turn(("ours", "ours"), "small", 2 * turns, busy=1)
-    figures["small_shared_core"] = ratio(shared, alone)
-    peaks = {loop: in_turn((loop,), "124m-memory", 3)[0]["peak_bytes"] for loop in ("plain", "ours")}
-    return figures | {
+def speed(shape: str, turns: int) -> dict[str, float | str]:
+    """Every loop at a shape, in turn; the small one also beside a process that takes a core."""
+    prefix, times = ("", turns) if shape == "124m" else ("small_", 3 * turns)
+    beside, in_bf16 = (
+        dict(zip(loops, in_turn(loops, shape, times if "plain" in loops else turns), strict=True)) for loops in BESIDE
+    )
+    over, of_limit = ratio(beside["ours"], beside["plain"]), share(beside["ours"], beside["limit"])
+    found = {**{loop: result for loop, result in beside.items() if loop != "limit"}, "bf16": in_bf16["bf16"]}
+    figures: dict[str, float | str] = {
+        f"{prefix}over_fp32": over,
+        f"{prefix}over_bf16": ratio(in_bf16["ours"], in_bf16["bf16"]),
+        f"{prefix}share_of_limit": of_limit,
+        f"{prefix}packed_short_over_long": ratio(beside["packed"], beside["ours"]),
+        f"{prefix}muon_over_adamw": ratio(beside["muon"], beside["ours"]),
+        f"{prefix}limit_flops": median(beside["limit"]["flops"]),
+        "precision": beside["limit"]["precision"],
+        **{f"{shape}_{loop}_tokens_per_s": median(rates(result)) for loop, result in found.items()},
+    }
+    if shape == "small":
+        alone, shared = in_turn(("ours", "ours"), "small", 2 * turns, busy=1)
+        figures["small_shared_core"] = ratio(shared, alone)
+    print(f"  {shape}: {over:.2f} times the plain loop, {of_limit:.0%} of the limit", flush=True)
+    return figures
+
+
+def memory(turns: int) -> dict[str, float | str]:
+    """Peak memory of our loop and of the plain one at 8 × 1,024 tokens."""
+    peaks = {loop: in_turn((loop,), "124m-memory", min(turns, 3))[0]["peak_bytes"] for loop in ("plain", "ours")}
+    return {
         "peak_over_plain": peaks["ours"] / peaks["plain"],
         "peak_bytes": peaks["ours"],
         "plain_peak_bytes": peaks["plain"],
     }
 
 
+PARTS = ("124m", "small", "memory")
+
+
+def measure(turns: int = 8, parts: Sequence[str] = PARTS) -> dict[str, float | str]:
+    """Each of the parts."""
+    figures: dict[str, float | str] = {}
+    for part in parts:
+        figures |= memory(turns) if part == "memory" else speed(part, turns)
+        write("train", figures, "train_speed")  # what is measured stays, whatever becomes of the next
+    return figures
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--turns", type=int, default=8, help="steps that each loop takes (default 8)")
-    figures = measure(parser.parse_args().turns)
-    print(table(figures))
-    print(write("train", figures, "train_speed"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these")
+    options = parser.parse_args()
+    print(table(measure(options.turns, options.parts)))

@@ -505,8 +505,8 @@ class Machine(Section):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 where the hardware multiplies it fast, fp32 elsewhere."""
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(switch_as_word)] = "auto"
-    """Compile the decoder layers for training (torch.compile): auto does it where the stage is long enough to pay back
-    the half minute and there is a C++ compiler; never with experts."""
+    """Compile for training, where there is a C++ compiler: our kernels for CPUs, once, and the decoder layers
+    (torch.compile), which auto does where the stage is long enough to pay back the half minute; never with experts."""
     threads: Count = 0
     """Threads of the processor, in each process; 0 for one per core, shared out among the processes that torchrun
     starts. Bits depend on it, so it is part of a run's identity."""

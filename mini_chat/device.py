@@ -13,6 +13,7 @@ from functools import cached_property
 
 import torch
 
+from mini_chat import native
 from mini_chat.config import Machine
 from mini_chat.distributed import local_processes, local_rank, processes
 from mini_chat.errors import UserError
@@ -99,6 +100,7 @@ def choose(machine: Machine) -> Device:
     torch.set_num_threads(threads)
     if kind == "cpu":
         keep_large_buffers()
+        native.allow(machine.compile != "off")
     if kind == "cuda":
         add_up_in_order()
     fast_bf16 = {"cpu": cpu_multiplies_bf16, "cuda": cuda_multiplies_bf16, "mps": lambda: False}[kind]

@@ -30,11 +30,13 @@ class Compute:
         compute_bytes: of a number in matrix products: 2 for bf16, 4 for float32.
         compiled: whether the layers run compiled, which keeps fewer activations.
         chunk_logits: that the loss makes at once.
+        kernels: whether our kernels for CPUs are used.
     """
 
     compute_bytes: int
     compiled: bool
     chunk_logits: int = CHUNK_LOGITS
+    kernels: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,17 +174,17 @@ def layer_bytes_per_token(model: Model, compute: Compute) -> float:
 def loss_bytes(tokens: int, hidden_size: int, vocab_size: int, compute: Compute, adds_up: bool = False) -> float:
     """Most that `losses.total_nll` holds at once.
 
-    Of a chunk of positions the logits and their log-softmax; of all positions the hidden states with a label, those
-    filled up to a round number, and their gradient; in bf16 a copy of the head's weights, and a chunk's part of their
-    gradient.
+    Of a chunk of positions the logits and their log-softmax, which our kernels do without; of all positions the hidden
+    states with a label, those filled up to a round number, and their gradient; in bf16 a copy of the head's weights,
+    and a chunk's part of their gradient.
 
     Args:
         adds_up: the head's gradient is made beside that of the micro-batches before, instead of in its place.
     """
     c = compute.compute_bytes
-    logits = min(tokens * vocab_size, max(compute.chunk_logits, vocab_size))
+    logits = min(tokens * vocab_size, max(compute.chunk_logits, vocab_size)) * (c if compute.kernels else 2 * FLOAT32)
     head = (FLOAT32 if adds_up else 0) + (2 * c if c < FLOAT32 else 0)
-    return float(logits * 2 * FLOAT32 + tokens * hidden_size * (FLOAT32 + 2 * c) + head * vocab_size * hidden_size)
+    return float(logits + tokens * hidden_size * (FLOAT32 + 2 * c) + head * vocab_size * hidden_size)
 
 
 def token_loss_bytes(tokens: int, hidden_size: int, vocab_size: int, compute: Compute) -> float:

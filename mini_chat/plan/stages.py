@@ -98,6 +98,7 @@ def plan_stage(
         machine.compute_bytes,
         is_compiled(recipe, flops if steps else math.inf, machine.kind),
         chunk_logits(machine.kind),
+        kernels=machine.kind == "cpu" and recipe.machine.compile != "off",
     )
     keys = keys_seen(settings.row_tokens, amount.document_tokens)
     work = step_work(model, parameters, settings, vocab_size, compute, machine, keys, gpus)

@@ -100,7 +100,7 @@ ALL_ATTENTION_FUNCTIONS.register(FLASH, flash_attention)
 def fastest(model: Any, device: Device) -> str:
     """The name of the attention function to train with."""
     if device.torch_device.type == "cpu":
-        return NATIVE if device.compile != "off" and suits(model.config.head_dim) else BLOCKS
+        return NATIVE if suits(model.config.head_dim) else BLOCKS
     # FlashAttention multiplies 16-bit numbers, of heads whose width is a multiple of 8.
     flash = device.torch_device.type == "cuda" and device.compute_dtype == torch.bfloat16
     if flash and {"scale", "window_size"} <= KNOWN and model.config.head_dim % 8 == 0:

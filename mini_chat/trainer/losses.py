@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from mini_chat import native
+
 CHUNK_LOGITS = 1 << 24  # logits that may exist at once: 64 MiB in float32, in the cache of a large processor
 CHUNK_LOGITS_GPU = 1 << 28  # 1 GiB: small products leave a GPU idle
 POSITIONS_STEP = 256  # positions are filled up to a multiple of this
@@ -65,21 +67,17 @@ class TotalNLL(torch.autograd.Function):
             total = torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=head.device)
             for first in range(0, len(labels_N), rows):
                 hidden, labels = hidden_NH[first : first + rows], labels_N[first : first + rows]
-                real = torch.arange(min(len(labels), positions - first), device=labels.device)
-                log_p = torch.log_softmax(F.linear(hidden, head).to(total.dtype), dim=-1)
-                total -= log_p[real, labels[real]].sum()
-                # The gradient of the logits, in the same memory: each token's probability, less one for the label.
-                d_logits = log_p.exp_()
-                d_logits[real, labels[real]] -= 1
-                d_logits[len(real) :] = 0
-                d_logits = d_logits.to(dtype)
+                nll, d_logits = nll_and_gradient(F.linear(hidden, head), labels)
+                real = min(len(labels), positions - first)
+                total += nll[:real].sum()
+                d_logits[real:] = 0
                 if d_hidden_NH is not None:
                     d_hidden_NH[first : first + rows] = d_logits @ head
                 if d_head_VH is not None and d_head_VH.dtype == dtype:
                     d_head_VH.addmm_(d_logits.T, hidden)
                 elif d_head_VH is not None:
                     d_head_VH += d_logits.T @ hidden
-                del log_p, d_logits  # the next chunk's take their room
+                del d_logits  # the next chunk's take its room
         ctx.gradients = None if d_hidden_NH is None else d_hidden_NH[:positions], d_head_VH
         return total
 
@@ -93,6 +91,26 @@ class TotalNLL(torch.autograd.Function):
         if d_head_VH is not None:
             d_head_VH.mul_(d_total)
         return d_hidden_NH, d_head_VH, None
+
+
+def nll_and_gradient(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of each label, at least float32, and the gradient of the logits, in their dtype.
+
+    That is each token's probability, less one for the label. The logits are no more after it: on a CPU a kernel of ours
+    writes the gradient over them.
+    """
+    if logits_NV.device.type == "cpu" and logits_NV.dtype in native.DTYPES and native.available():
+        nll_N = logits_NV.new_empty(len(labels_N), dtype=torch.float32)
+        native.call("cross_entropy", (logits_NV, labels_N, nll_N), tuple(logits_NV.shape))
+        return nll_N, logits_NV
+    dtype = logits_NV.dtype
+    logits_NV = logits_NV.to(torch.promote_types(dtype, torch.float32))  # nobody else's: their memory is free
+    log_p_NV = torch.log_softmax(logits_NV, dim=-1)
+    del logits_NV
+    nll_N = -log_p_NV.gather(1, labels_N[:, None]).squeeze(1)
+    d_logits_NV = log_p_NV.exp_()
+    d_logits_NV[torch.arange(len(labels_N), device=labels_N.device), labels_N] -= 1
+    return nll_N, d_logits_NV.to(dtype)
 
 
 def chunk_logits(kind: str) -> int:

@@ -1,4 +1,4 @@
-"""Attention over packed documents by a kernel of our own, for CPUs: `native/attention.cpp`, compiled where it runs.
+"""Attention over packed documents by a kernel of our own, for CPUs: `mini_chat/native/attention.cpp`.
 
 `block_attention` does the same with torch's operations, for processors and machines that this one does not suit; what
 either takes is in docs/log.md.
@@ -9,33 +9,17 @@ Shape suffixes: B rows, L positions of a row, N query heads, K key/value heads, 
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from mini_chat.console import say
-from mini_chat.errors import UserError
-from mini_chat.trainer.native.build import built
+from mini_chat import native
 
 WIDTHS = 16  # head widths are multiples of it: a vector of the widest processors
-DTYPES = (torch.float32, torch.bfloat16)
-
-
-@cache
-def kernel() -> ctypes.CDLL | None:
-    """The compiled kernel; None where it cannot be compiled, and a line says so."""
-    try:
-        return ctypes.CDLL(str(built("attention.cpp")))
-    except (UserError, OSError) as error:
-        say(f"training without our attention kernel: {error}; a C++ compiler makes it faster")
-        return None
 
 
 def suits(head_dim: int) -> bool:
     """Whether the kernel can be had here, and takes heads of this width."""
-    return head_dim % WIDTHS == 0 and kernel() is not None
+    return head_dim % WIDTHS == 0 and native.available()
 
 
 def bounds(starts_BL: Tensor) -> Tensor:
@@ -45,13 +29,9 @@ def bounds(starts_BL: Tensor) -> Tensor:
 
 
 def _call(name: str, tensors: tuple[Tensor, ...], starts_BL: Tensor, q_BLND: Tensor, heads: int) -> None:
-    library, bounds_S = kernel(), bounds(starts_BL)
-    assert library is not None and q_BLND.dtype in DTYPES and q_BLND.shape[-1] % WIDTHS == 0
     _, _, N, D = q_BLND.shape
-    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (*tensors, bounds_S)]
-    numbers = [len(bounds_S) - 1, N, heads, D]
-    is_bf16 = ctypes.c_int(q_BLND.dtype == torch.bfloat16)
-    getattr(library, name)(*pointers, *map(ctypes.c_long, numbers), is_bf16, ctypes.c_long(torch.get_num_threads()))
+    bounds_S = bounds(starts_BL)
+    native.call(name, (*tensors, bounds_S), (len(bounds_S) - 1, N, heads, D))
 
 
 @torch.library.custom_op("slm::native_attention", mutates_args=())

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mini_chat import native
 from mini_chat.config import Machine, Model, Pretrain
 from mini_chat.data.packing import Batch
 from mini_chat.device import Device, choose
@@ -176,9 +177,15 @@ class Living(TorchDispatchMode):
             self.bytes -= size
 
 
+@pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("loss", [total_nll, token_nll])
-def test_the_loss_holds_what_is_said(loss: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_holds_what_is_said(
+    loss: Any, dtype: torch.dtype, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "_allowed", kernels)
+    if kernels and not native.available():
+        pytest.skip("no C++ compiler")
     tokens, width, vocab_size, chunk = 4090, 16, 2048, 1024 * 2048
     monkeypatch.setattr(losses, "CHUNK_LOGITS", chunk)
     source, head = torch.randn(tokens, width), torch.randn(vocab_size, width, requires_grad=True)
@@ -190,7 +197,8 @@ def test_the_loss_holds_what_is_said(loss: Any, dtype: torch.dtype, monkeypatch:
         if loss is token_nll:  # makes its gradients in the backward pass
             total.backward()
     formula = loss_bytes if loss is total_nll else token_loss_bytes
-    said = formula(tokens, width, vocab_size, Compute(dtype.itemsize, False, chunk), *[True] * (loss is total_nll))
+    compute = Compute(dtype.itemsize, False, chunk, kernels)
+    said = formula(tokens, width, vocab_size, compute, *[True] * (loss is total_nll))
     assert living.peak == pytest.approx(said, rel=0.1)
 
 

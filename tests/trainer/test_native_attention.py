@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 from tiny import tiny_model
 from torch import Tensor
 
-from mini_chat.device import Device
-from mini_chat.errors import UserError
-from mini_chat.trainer import attention, native_attention
+from mini_chat import native
+from mini_chat.config import Machine
+from mini_chat.device import choose
+from mini_chat.trainer import native_attention
 from mini_chat.trainer.attention import BLOCKS, NATIVE, packed_attention
 from mini_chat.trainer.block_attention import block_attention
 
 LENGTH = 192
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
-needs_kernel = pytest.mark.skipif(native_attention.kernel() is None, reason="no C++ compiler")
+needs_kernel = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
 
 
 def starts_of(rows: list[list[int]], length: int = LENGTH) -> Tensor:
@@ -148,28 +149,12 @@ def test_the_custom_operation_is_what_autograd_and_the_compiler_take_it_for() ->
 def test_a_cpu_takes_the_kernel_unless_told_not_to_compile_or_heads_do_not_suit() -> None:
     def taken(compile: str, head_dim: int) -> str:
         model = tiny_model(head_dim=head_dim)
-        with packed_attention(model, Device(torch.device("cpu"), torch.float32, 1, compile)):
+        with packed_attention(model, choose(Machine.model_validate({"device": "cpu", "compile": compile}))):
             return str(model.config._attn_implementation)
 
+    assert taken("off", 16) == BLOCKS
     assert taken("auto", 16) == taken("on", 64) == NATIVE
-    assert taken("off", 16) == taken("auto", 8) == BLOCKS
-
-
-def test_without_a_compiler_training_goes_on_with_blocks_and_says_so_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def missing(source: str) -> None:
-        raise UserError("there is no C++ compiler (c++, g++, clang++)")
-
-    monkeypatch.setattr(native_attention, "built", missing)
-    native_attention.kernel.cache_clear()
-    try:
-        device = Device(torch.device("cpu"), torch.float32, 1, "auto")
-        assert [attention.fastest(tiny_model(head_dim=16), device) for _ in range(3)] == [BLOCKS] * 3
-    finally:
-        native_attention.kernel.cache_clear()
-    said = capsys.readouterr()
-    assert (said.out + said.err).count("there is no C++ compiler") == 1
+    assert taken("auto", 8) == BLOCKS
 
 
 @needs_kernel

@@ -22,28 +22,28 @@ LIBRARY = ("-shared", "-fPIC", "-fopenmp")
 TIMEOUT_S = 300
 
 
-def built(source: str) -> Path:
-    """The shared library of a source file, from the cache or compiled now.
+def built() -> Path:
+    """The shared library of all source files, from the cache or compiled now.
 
     Raises:
         UserError: there is no compiler, or it cannot compile it.
     """
     compiler = _compiler()
     command = [*compiler, *FLAGS, *(ON_X86 if platform.machine() in {"x86_64", "AMD64"} else ()), *LIBRARY]
-    path = cache_directory() / f"{Path(source).stem}-{_fingerprint(command)}.so"
+    path = cache_directory() / f"kernels-{_fingerprint(command)}.so"
     if path.is_file():
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             made = Path(scratch) / path.name
-            words = [*command, str(SOURCES / source), "-o", str(made)]
+            words = [*command, *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(made)]
             done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S)
             if done.returncode:
-                raise UserError(f"{compiler[0]} cannot compile {source} ({_first_error(done.stderr)})")
+                raise UserError(f"{compiler[0]} cannot compile them ({_first_error(done.stderr)})")
             made.replace(path)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"{source} cannot be compiled into {path.parent} ({error})") from None
+        raise UserError(f"they cannot be compiled into {path.parent} ({error})") from None
     return path
 
 

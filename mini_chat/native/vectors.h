@@ -44,6 +44,9 @@ inline Halves to_bf16(V x) {  // to the nearest, ties to even
 #endif
 }
 
+inline float to_float(float x) { return x; }
+inline float to_float(bf16 x) { const uint32_t i = uint32_t(x) << 16; float y; std::memcpy(&y, &i, sizeof y); return y; }
+
 inline V load(const bf16* from) {
   Halves h; std::memcpy(&h, from, sizeof h);
   return of_bits(__builtin_convertvector(h, I) << 16);

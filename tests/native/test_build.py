@@ -10,10 +10,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 
 from mini_chat.errors import UserError
-from mini_chat.trainer.native import build
+from mini_chat.native import build
 
 HAS_COMPILER = any(map(shutil.which, build.COMPILERS))
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
@@ -33,28 +32,28 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @needs_compiler
 def test_a_source_is_compiled_once_and_again_when_it_changes(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = build.built("adds.cpp")
+    first = build.built()
     assert ctypes.CDLL(str(first)).add(2, 3) == 5
     made = first.stat().st_mtime_ns
-    assert build.built("adds.cpp") == first and first.stat().st_mtime_ns == made
+    assert build.built() == first and first.stat().st_mtime_ns == made
     assert [path.name for path in first.parent.iterdir()] == [first.name]
     (sources / "adds.cpp").write_text(ADDS.replace("a + b", "a + b + 1"), encoding="utf-8")
-    second = build.built("adds.cpp")
+    second = build.built()
     assert second != first and ctypes.CDLL(str(second)).add(2, 3) == 6
 
 
 @needs_compiler
 def test_another_processor_gets_code_of_its_own(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = build.built("adds.cpp")
+    first = build.built()
     monkeypatch.setattr(build, "_processor", lambda: "another")
-    assert build.built("adds.cpp") != first
+    assert build.built() != first
 
 
 @needs_compiler
 def test_what_does_not_compile_is_one_line_and_leaves_nothing(sources: Path) -> None:
     (sources / "adds.cpp").write_text("int x = ;\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"cannot compile adds.cpp \(.*error") as raised:
-        build.built("adds.cpp")
+    with pytest.raises(UserError, match=r"cannot compile them \(.*error") as raised:
+        build.built()
     assert "\n" not in str(raised.value)
     assert not list(build.cache_directory().iterdir())
 
@@ -63,10 +62,10 @@ def test_no_compiler_and_a_broken_one_are_one_line(sources: Path, monkeypatch: p
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="there is no C\\+\\+ compiler"):
-        build.built("adds.cpp")
+        build.built()
     monkeypatch.setenv("CXX", "/nowhere/c++")
     with pytest.raises(UserError, match="/nowhere/c\\+\\+ does not run"):
-        build.built("adds.cpp")
+        build.built()
 
 
 def test_a_home_that_cannot_be_written_is_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -78,9 +77,9 @@ def test_a_home_that_cannot_be_written_is_no_cache(monkeypatch: pytest.MonkeyPat
 
 @needs_compiler
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 processors")
+@pytest.mark.parametrize("source", ["attention.cpp", "loss.cpp"])
 @pytest.mark.parametrize("processor", ["sapphirerapids", "cooperlake", "skylake-avx512", "haswell"])
-def test_the_kernel_compiles_for_processors_that_are_not_here(processor: str, tmp_path: Path) -> None:
-    source = Path(build.__file__).parent / "attention.cpp"
+def test_kernels_compile_for_processors_that_are_not_here(processor: str, source: str) -> None:
     words = [
         "c++",
         "-std=c++17",
@@ -90,31 +89,7 @@ def test_the_kernel_compiles_for_processors_that_are_not_here(processor: str, tm
         "-Werror",
         "-fopenmp",
         f"-march={processor}",
-        str(source),
+        str(build.SOURCES / source),
     ]
     done = subprocess.run(words, capture_output=True, text=True)
     assert not done.returncode, done.stderr[:2000]
-
-
-@needs_compiler
-@pytest.mark.skipif(
-    "avx2" not in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else True, reason="no AVX2"
-)
-def test_narrow_vectors_compute_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from mini_chat.trainer import native_attention
-    from mini_chat.trainer.block_attention import block_attention
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "FLAGS", tuple(f if f != "-march=native" else "-march=haswell" for f in build.FLAGS))
-    narrow = ctypes.CDLL(str(build.built("attention.cpp")))
-    monkeypatch.setattr(native_attention, "kernel", lambda: narrow)
-    torch.manual_seed(0)
-    for dtype, exact in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
-        q, k, v = (torch.randn(1, 256, n, 32).to(dtype).requires_grad_() for n in (4, 2, 2))
-        starts = (torch.arange(256) // 100 * 100)[None]
-        found = []
-        for attend in (native_attention.native_attention, block_attention):
-            out = attend(q / 6, k, v, starts)
-            found.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
-        for one, other in zip(*found, strict=True):
-            assert float((one.detach() - other.detach()).norm() / other.detach().norm()) < exact

@@ -1,4 +1,4 @@
-// Attention over packed documents, forward and backward, on a CPU; `native_attention.py` compiles and calls it.
+// Attention over packed documents on a CPU, forward and backward; `mini_chat/native` compiles it.
 //
 // Each document attends to itself, causally. Documents and key heads are independent of each other and are worked on in
 // parallel, so the bits do not depend on the number of threads. Within one, blocks of keys meet blocks of queries as in

@@ -1,1 +1,0 @@
-"""What is written in C++ and compiled where it runs."""
