@@ -96,36 +96,43 @@ def share(ours: dict[str, Any], limit: dict[str, Any]) -> float:
 def speed(shape: str, turns: int) -> dict[str, float | str]:
     """Every loop at a shape, in turn; the small one also beside a process that takes a core."""
     prefix, times = ("", turns) if shape == "124m" else ("small_", 3 * turns)
-    beside, in_bf16 = (
-        dict(zip(loops, in_turn(loops, shape, times if "plain" in loops else turns), strict=True)) for loops in BESIDE
-    )
-    over, of_limit = ratio(beside["ours"], beside["plain"]), share(beside["ours"], beside["limit"])
-    found = {**{loop: result for loop, result in beside.items() if loop != "limit"}, "bf16": in_bf16["bf16"]}
+    beside = dict(zip(BESIDE[0], in_turn(BESIDE[0], shape, times), strict=True))
     figures: dict[str, float | str] = {
-        f"{prefix}over_fp32": over,
-        f"{prefix}over_bf16": ratio(in_bf16["ours"], in_bf16["bf16"]),
-        f"{prefix}share_of_limit": of_limit,
+        f"{prefix}over_fp32": ratio(beside["ours"], beside["plain"]),
+        f"{prefix}share_of_limit": share(beside["ours"], beside["limit"]),
         f"{prefix}packed_short_over_long": ratio(beside["packed"], beside["ours"]),
         f"{prefix}muon_over_adamw": ratio(beside["muon"], beside["ours"]),
         f"{prefix}limit_flops": median(beside["limit"]["flops"]),
         "precision": beside["limit"]["precision"],
-        **{f"{shape}_{loop}_tokens_per_s": median(rates(result)) for loop, result in found.items()},
+        **{f"{shape}_{loop}_tokens_per_s": median(rates(beside[loop])) for loop in BESIDE[0] if loop != "limit"},
     }
+    keep(figures)
+    in_bf16 = dict(zip(BESIDE[1], in_turn(BESIDE[1], shape, turns), strict=True))
+    figures |= {
+        f"{prefix}over_bf16": ratio(in_bf16["ours"], in_bf16["bf16"]),
+        f"{shape}_bf16_tokens_per_s": median(rates(in_bf16["bf16"])),
+    }
+    keep(figures)
     if shape == "small":
         alone, shared = in_turn(("ours", "ours"), "small", 2 * turns, busy=1)
         figures["small_shared_core"] = ratio(shared, alone)
-    print(f"  {shape}: {over:.2f} times the plain loop, {of_limit:.0%} of the limit", flush=True)
+        keep(figures)
     return figures
+
+
+def keep(figures: dict[str, float | str]) -> None:
+    """Show and write what is measured, so that it stays whatever becomes of the next."""
+    print(table(figures), flush=True)
+    write("train", figures, "train_speed")
 
 
 def memory(turns: int) -> dict[str, float | str]:
     """Peak memory of our loop and of the plain one at 8 × 1,024 tokens."""
     peaks = {loop: in_turn((loop,), "124m-memory", min(turns, 3))[0]["peak_bytes"] for loop in ("plain", "ours")}
-    return {
-        "peak_over_plain": peaks["ours"] / peaks["plain"],
-        "peak_bytes": peaks["ours"],
-        "plain_peak_bytes": peaks["plain"],
-    }
+    plain, ours = peaks["plain"], peaks["ours"]
+    figures: dict[str, float | str] = {"peak_over_plain": ours / plain, "peak_bytes": ours, "plain_peak_bytes": plain}
+    keep(figures)
+    return figures
 
 
 PARTS = ("124m", "small", "memory")
@@ -136,7 +143,6 @@ def measure(turns: int = 8, parts: Sequence[str] = PARTS) -> dict[str, float | s
     figures: dict[str, float | str] = {}
     for part in parts:
         figures |= memory(turns) if part == "memory" else speed(part, turns)
-        write("train", figures, "train_speed")  # what is measured stays, whatever becomes of the next
     return figures
 
 
@@ -145,4 +151,4 @@ if __name__ == "__main__":
     parser.add_argument("--turns", type=int, default=8, help="steps that each loop takes (default 8)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these")
     options = parser.parse_args()
-    print(table(measure(options.turns, options.parts)))
+    measure(options.turns, options.parts)
