@@ -4,8 +4,9 @@
     python -m benchmarks.plan_check --fit      first fit the constants in mini_chat/plan/rates.yaml to this machine
 
 Each run is a process of its own that goes through `trainer.loop.train` on packed documents of random tokens, long
-enough for the allocator to come to rest. The constants are fitted on some shapes and judged on others. Times mean
-something only on a machine that does nothing else (two cores: about half an hour).
+enough for the allocator to come to rest. The constants are fitted on some shapes and judged on others. After each step
+the rate of matrix products is measured, and a step's time is taken at the median rate, so that what the machine's
+neighbours do counts little (two cores: about half an hour).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -76,25 +77,25 @@ def rows(row_tokens: int, micro_rows: int, steps: int, micro_batches: int = 1, *
 TIED = {"tie_word_embeddings": True}
 EXPERTS = {"num_experts": 8, "moe_intermediate_size": 256}
 FITTED = {
-    "narrow": Case(4096, shape(192, 4, 3, **TIED), rows(256, 12, 40)),
-    "narrow, as it is": Case(4096, shape(192, 6, 3), rows(512, 8, 30), compiled=False),
-    "deep": Case(2048, shape(256, 10, 4, **TIED), rows(512, 8, 30)),
-    "large vocabulary": Case(32_000, shape(256, 4, 4, **TIED), rows(512, 8, 20)),
-    "wide, AdamW": Case(8192, shape(512, 4, 8), rows(512, 8, 20, optimizer="adamw")),
-    "wide": Case(4096, shape(640, 4, 10), rows(1024, 4, 15, micro_batches=2)),
-    "experts": Case(4096, shape(256, 4, 4, **EXPERTS), rows(256, 16, 30)),
-    "large micro-batch": Case(8192, shape(384, 6, 6, **TIED), rows(1024, 16, 12)),
+    "narrow": Case(4096, shape(192, 4, 3, **TIED), rows(256, 12, 16)),
+    "narrow, as it is": Case(4096, shape(192, 6, 3), rows(512, 8, 14), compiled=False),
+    "deep": Case(2048, shape(256, 10, 4, **TIED), rows(512, 8, 12)),
+    "large vocabulary": Case(32_000, shape(256, 4, 4, **TIED), rows(512, 8, 12)),
+    "wide, AdamW": Case(8192, shape(512, 4, 8), rows(512, 8, 12, optimizer="adamw")),
+    "wide": Case(4096, shape(640, 4, 10), rows(1024, 4, 9, micro_batches=2)),
+    "experts": Case(4096, shape(256, 4, 4, **EXPERTS), rows(256, 16, 14)),
+    "large micro-batch": Case(8192, shape(384, 6, 6, **TIED), rows(1024, 16, 8)),
 }
 """Runs that the constants are fitted to."""
 JUDGED = {
-    "demo": Case(1664, shape(256, 4, 4, **TIED), rows(256, 16, 40)),
-    "demo, as it is": Case(1664, shape(256, 4, 4, **TIED), rows(256, 16, 40), compiled=False),
-    "real-small": Case(8192, shape(256, 6, 4, **TIED), rows(512, 8, 25, micro_batches=2)),
-    "real-small, 32 rows": Case(8192, shape(256, 6, 4, **TIED), rows(512, 32, 12)),
-    "6 x 512": Case(8192, shape(512, 6, 8), rows(1024, 4, 15, micro_batches=2)),
-    "6 x 512, recomputed": Case(8192, shape(512, 6, 8), rows(1024, 8, 12, gradient_checkpointing=True)),
-    "6 x 512, AdamW": Case(8192, shape(512, 6, 8), rows(512, 16, 12, optimizer="adamw")),
-    "6 x 256, experts": Case(6400, shape(256, 6, 4, **EXPERTS), rows(512, 8, 25)),
+    "demo": Case(1664, shape(256, 4, 4, **TIED), rows(256, 16, 16)),
+    "demo, as it is": Case(1664, shape(256, 4, 4, **TIED), rows(256, 16, 16), compiled=False),
+    "real-small": Case(8192, shape(256, 6, 4, **TIED), rows(512, 8, 12, micro_batches=2)),
+    "real-small, 32 rows": Case(8192, shape(256, 6, 4, **TIED), rows(512, 32, 9)),
+    "6 x 512": Case(8192, shape(512, 6, 8), rows(1024, 4, 9, micro_batches=2)),
+    "6 x 512, recomputed": Case(8192, shape(512, 6, 8), rows(1024, 8, 8, gradient_checkpointing=True)),
+    "6 x 512, AdamW": Case(8192, shape(512, 6, 8), rows(512, 16, 9, optimizer="adamw")),
+    "6 x 256, experts": Case(6400, shape(256, 6, 4, **EXPERTS), rows(512, 8, 12)),
 }
 """Runs, of other shapes, that the predictions are judged by."""
 CASES = FITTED | JUDGED
@@ -123,7 +124,7 @@ def lengths(case: Case, draw: np.random.Generator) -> list[int]:
 
 
 def run(case: Case) -> dict[str, Any]:
-    """Train in this process: seconds of each step, peak memory, the machine's rates."""
+    """Train in this process: seconds of a step, peak memory, the machine's rates."""
     from mini_chat.cli import prepare_environment
 
     prepare_environment()
@@ -131,6 +132,7 @@ def run(case: Case) -> dict[str, Any]:
 
     from mini_chat.console import set_quiet
     from mini_chat.data.packing import PackedDocuments
+    from mini_chat.device import choose
     from mini_chat.model import SLMConfig, SLMForCausalLM
     from mini_chat.pipeline import peak_memory_bytes
     from mini_chat.plan.machines import this_machine
@@ -139,26 +141,35 @@ def run(case: Case) -> dict[str, Any]:
 
     set_quiet(True)
     seconds: list[float] = []
+    rates: list[float] = []
 
     class Noted(loop.Window):  # the loop's own, which hears of every step
         def add(self, tokens: int, spent: float) -> None:
             seconds.append(spent)
+            rates.append(replace(device).matmul_flops)  # a new one has not measured yet
             super().add(tokens, spent)
 
     loop.Window = Noted  # type: ignore[misc]
     torch.manual_seed(SEED)
     settings = Machine(compile="on" if case.compiled else "auto")  # so short a run is not worth compiling its layers
     model = SLMForCausalLM(SLMConfig(**case.shape.model_dump(exclude={"rope_theta"}), vocab_size=case.vocab_size))
+    device = choose(settings)
     with tempfile.TemporaryDirectory() as scratch:
-        from mini_chat.device import choose
-
         data = PackedDocuments(documents(Path(scratch), case), case.settings.row_tokens, SEED, 0)
         task = LanguageModelling("pretrain", data, {}, np.zeros(0), 1, 1)
-        loop.train(model, task, case.settings, Path(scratch) / "run", choose(settings), {})
+        loop.train(model, task, case.settings, Path(scratch) / "run", device, {})
     peak_bytes = peak_memory_bytes()  # before the rates are measured, which takes memory too
     machine = this_machine(settings)
-    rates = {"matmul_flops": machine.matmul_flops, "memory_rate": machine.memory_rate, "kind": machine.kind}
-    return {"seconds": seconds, "peak_bytes": peak_bytes, "compute_bytes": machine.compute_bytes, **rates}
+    usual = median(rates[WARM_UP:])
+    products = [spent * rate for spent, rate in zip(seconds[WARM_UP:], rates[WARM_UP:], strict=True)]
+    return {
+        "step_seconds": median(products) / usual,
+        "peak_bytes": peak_bytes,
+        "compute_bytes": machine.compute_bytes,
+        "matmul_flops": usual,
+        "memory_rate": machine.memory_rate,
+        "kind": machine.kind,
+    }
 
 
 @dataclass(frozen=True)
@@ -227,7 +238,7 @@ def compare(name: str, found: dict[str, Any]) -> Comparison:
     return Comparison(
         name=name,
         case=case,
-        step_seconds=median(found["seconds"][WARM_UP:]),
+        step_seconds=found["step_seconds"],
         peak_bytes=found["peak_bytes"],
         work=work,
         tensors=memory.total - memory.process - memory.allocator - memory.prepared,

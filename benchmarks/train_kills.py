@@ -33,7 +33,7 @@ POLL_SECONDS = 0.0005
 RECIPE = {
     "name": "kills",
     "stages": ["world", "tokenizer", "shards", "pretrain"],
-    "machine": {"device": "cpu", "threads": 1, "processes": 1, "compile": "off"},
+    "machine": {"device": "cpu", "threads": 1, "processes": 1},
     "world": {"pretrain_documents": 2000, "sft_dialogues": 10, "preferences": 10, "held_out_preferences": 10},
     "tokenizer": {"vocab_size": 1664, "hanzi": "corpus", "reserved_tokens": 16},
     "model": {

@@ -43,6 +43,11 @@ class Device:
         """bf16 or fp32."""
         return "bf16" if self.compute_dtype == torch.bfloat16 else "fp32"
 
+    @property
+    def kernels(self) -> bool:
+        """Whether our own kernels are used; they are compiled if need be."""
+        return self.torch_device.type == "cpu" and self.compile != "off" and native.library() is not None
+
     @cached_property
     def matmul_flops(self) -> float:
         """The matrix-product rate measured here and now, in the compute dtype [FLOP/s].
@@ -74,11 +79,13 @@ class Device:
     def identity(self) -> dict[str, object]:
         """What the bits of a run depend on."""
         spread = {"processes": processes(), "parallel": self.parallel} if processes() > 1 else {}
+        kernels = {"kernels": self.kernels} if self.torch_device.type == "cpu" else {}
         return {
             "device": self.torch_device.type,
             "precision": self.precision,
             "threads": self.threads,
             "compile": self.compile,
+            **kernels,
             **spread,
         }
 
@@ -100,7 +107,6 @@ def choose(machine: Machine) -> Device:
     torch.set_num_threads(threads)
     if kind == "cpu":
         keep_large_buffers()
-        native.allow(machine.compile != "off")
     if kind == "cuda":
         add_up_in_order()
     fast_bf16 = {"cpu": cpu_multiplies_bf16, "cuda": cuda_multiplies_bf16, "mps": lambda: False}[kind]

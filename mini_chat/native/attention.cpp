@@ -8,6 +8,7 @@
 //
 // Layouts: q, out (T, N, D), k, v (T, K, D), lse float32 (T, N), for T positions, N query heads, K key heads of width D.
 
+#include <new>
 #include <vector>
 
 #include "products.h"
@@ -49,6 +50,7 @@ struct Memory {
     std::free(start);
     size = up(bytes, 4096);
     start = (char*)std::aligned_alloc(4096, size);
+    if (!start) throw std::bad_alloc();
   }
   ~Memory() { std::free(start); }
 };
@@ -71,10 +73,38 @@ template <class S> void put_turned(const float* from, long width, const float* f
     }
 }
 
+// A position that sees itself alone, such as padding: its result is its value.
+template <class S> void forward_alone(const Task& task, Sizes s, const S* q, const S* k, const S* v, S* out, float* lse) {
+  const long D = s.D, G = s.N / s.K, of_key = (task.first * s.K + task.head) * D;
+  for (long head = task.head * G; head < (task.head + 1) * G; head++) {
+    const long of_query = (task.first * s.N + head) * D;
+    V score{};
+    for (long d = 0; d < D; d += W) {
+      score += load(q + of_query + d) * load(k + of_key + d);
+      store(out + of_query + d, load(v + of_key + d));
+    }
+    lse[task.first * s.N + head] = sum(score);
+  }
+}
+
+template <class S> void backward_alone(const Task& task, Sizes s, const S* grad, S* dq, S* dk, S* dv) {
+  const long D = s.D, G = s.N / s.K, of_key = (task.first * s.K + task.head) * D;
+  for (long d = 0; d < D; d += W) {
+    V total{};
+    for (long head = task.head * G; head < (task.head + 1) * G; head++) {
+      total += load(grad + (task.first * s.N + head) * D + d);
+      store(dq + (task.first * s.N + head) * D + d, V{});
+    }
+    store(dk + of_key + d, V{});
+    store(dv + of_key + d, total);
+  }
+}
+
 template <class P, class S>
 void forward(const Task& task, Sizes s, const S* q, const S* k, const S* v, S* out, float* lse) {
   typedef typename P::T T;
   const long D = s.D, G = s.N / s.K, n = task.n, padded = up(n, P::PAD), of_keys = (task.first * s.K + task.head) * D;
+  if (n == 1) return forward_alone(task, s, q, k, v, out, lse);
   memory.reserve(2 * padded * D * sizeof(T) + BLOCK * D * (sizeof(T) + 4) + BLOCK * BLOCK * 8 + 4096);
   T* keys = memory.take<T>(padded * D);
   T* values = memory.take<T>(padded * D);
@@ -132,6 +162,7 @@ void backward(const Task& task, Sizes s, const S* grad, const S* q, const S* k, 
               const float* lse, S* dq, S* dk, S* dv) {
   typedef typename P::T T;
   const long D = s.D, G = s.N / s.K, n = task.n, padded = up(n, P::PAD), of_keys = (task.first * s.K + task.head) * D;
+  if (n == 1) return backward_alone(task, s, grad, dq, dk, dv);
   memory.reserve(padded * D * (3 * sizeof(T) + 8) + BLOCK * D * (4 * sizeof(T) + 4) + BLOCK * BLOCK * 16 + 4096);
   T* keys = memory.take<T>(padded * D);
   T* keys_turned = memory.take<T>(padded * D);

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
 
+from mini_chat.console import say
 from mini_chat.errors import UserError
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
-ON_X86 = ("-mprefer-vector-width=512",)
+WIDE_VECTORS = ("-mprefer-vector-width=512",)
 """Where vectors of 512 bits are there at all; compilers prefer 256 of themselves, at half the rate."""
 LIBRARY = ("-shared", "-fPIC", "-fopenmp")
 TIMEOUT_S = 300
@@ -25,57 +28,93 @@ TIMEOUT_S = 300
 def built() -> Path:
     """The shared library of all source files, from the cache or compiled now.
 
+    Processes that start together wait for the first one to compile it.
+
     Raises:
-        UserError: there is no compiler, or it cannot compile it.
+        UserError: there is no compiler, it cannot compile them, or there is nowhere to put the result.
     """
-    compiler = _compiler()
-    command = [*compiler, *FLAGS, *(ON_X86 if platform.machine() in {"x86_64", "AMD64"} else ()), *LIBRARY]
-    path = cache_directory() / f"kernels-{_fingerprint(command)}.so"
-    if path.is_file():
-        return path
+    name = f"kernels-{_fingerprint()}.so"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            made = Path(scratch) / path.name
-            words = [*command, *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(made)]
-            done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S)
-            if done.returncode:
-                raise UserError(f"{compiler[0]} cannot compile them ({_first_error(done.stderr)})")
-            made.replace(path)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"they cannot be compiled into {path.parent} ({error})") from None
+        directory = own_directory(cache_directory())
+        path = directory / name
+        with open(directory / "lock", "w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.is_file():
+                _compile(path)
+    except OSError as error:
+        raise UserError(f"they cannot be kept ({error}); set XDG_CACHE_HOME to a directory of yours") from None
     return path
 
 
 def cache_directory() -> Path:
     """Where compiled code is kept: XDG_CACHE_HOME, or ~/.cache; where neither can be written, a temporary directory."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    there = next(parent for parent in (base, *base.parents) if parent.exists())
-    if not os.access(there, os.W_OK):
-        base = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
-    return base / "mini-chat"
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    try:
+        there = next(parent for parent in (base, *base.parents) if parent.exists())
+        if os.access(there, os.W_OK):
+            return base / "mini-chat"
+    except OSError:  # a home of somebody else's
+        pass
+    return Path(tempfile.gettempdir()) / f"mini-chat-{os.getuid()}"
+
+
+def own_directory(path: Path) -> Path:
+    """The directory, made if need be, in which nobody else can have left code for us to run.
+
+    Raises:
+        UserError: it is not ours alone; anybody may make one in a temporary directory.
+    """
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    about = path.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UserError(f"{path} is not a directory that only you can write; remove it, or set XDG_CACHE_HOME")
+    return path
+
+
+def _compile(path: Path) -> None:
+    """Compile into a directory beside the path, and move the result there when it is whole."""
+    compiler = _compiler()
+    say("compiling kernels for this processor, once")
+    words = [*compiler, *_flags(), *LIBRARY, *map(str, sorted(SOURCES.glob("*.cpp")))]
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        made = Path(scratch) / path.name
+        try:
+            done = subprocess.run(
+                [*words, "-o", str(made)], capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S
+            )
+        except subprocess.TimeoutExpired:
+            raise UserError(f"{compiler[0]} did not compile them within {TIMEOUT_S} s") from None
+        except OSError as error:
+            raise UserError(f"{compiler[0]} does not run ({error})") from None
+        if done.returncode:
+            raise UserError(f"{compiler[0]} cannot compile them ({_first_error(done.stderr)})")
+        made.replace(path)
+
+
+def _flags() -> tuple[str, ...]:
+    return (*FLAGS, *WIDE_VECTORS)
 
 
 def _compiler() -> list[str]:
     """The command of $CXX, or of the first compiler that is there."""
-    if given := shlex.split(os.environ.get("CXX", "")):
+    try:
+        given = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise UserError(f"CXX is no command ({error})") from None
+    if given:
         return given
     if found := next(filter(None, map(shutil.which, COMPILERS)), None):
         return [found]
-    raise UserError(f"there is no C++ compiler ({', '.join(COMPILERS)})")
+    raise UserError(f"there is no C++ compiler; install one ({', '.join(COMPILERS)})")
 
 
-def _fingerprint(command: list[str]) -> str:
-    """Of all that the library depends on: sources, compiler and its version, flags, processor."""
+def _fingerprint() -> str:
+    """Of what the library is made from and for; whichever compiler made it, it stays, and so do the bits of a run."""
     whole = hashlib.sha256()
     for path in sorted(SOURCES.iterdir()):
         if path.suffix in {".cpp", ".h"}:
             whole.update(path.read_bytes())
-    try:
-        version = subprocess.run([*command[:1], "--version"], capture_output=True, timeout=TIMEOUT_S).stdout
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"{command[0]} does not run ({error})") from None
-    whole.update(version + " ".join(command).encode() + _processor().encode())
+    whole.update(" ".join([os.environ.get("CXX", ""), *_flags(), _processor()]).encode())
     return whole.hexdigest()[:16]
 
 
@@ -83,7 +122,7 @@ def _processor() -> str:
     """What the processor can do, as the kernel tells it; a home directory may be shared by several machines."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    about = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+    about = [line for line in lines if line.startswith(("model name", "flags"))]
     return "".join(about[:2]) or platform.processor() + platform.platform()
 
 

@@ -26,14 +26,15 @@ template <class S> inline void put(S* to, V x, long count) {
 }
 
 template <class S> float row_nll(S* logits, long size, long label) {
+  if (label < 0 || label >= size) return NAN;
   V top = all(-INFINITY), total{};
   vectors(logits, size, [&](V x, S*, long) { top = larger(x, top); });
   float largest = top[0];
   for (long i = 1; i < W; i++) largest = std::max(largest, top[i]);
   vectors(logits, size, [&](V x, S*, long) { total += exponential(x - largest); });
-  const float log_sum = largest + std::log(sum(total)), nll = log_sum - to_float(logits[label]);
+  const float log_total = std::log(sum(total)), nll = largest - to_float(logits[label]) + log_total;
   vectors(logits, size, [&](V x, S* place, long count) {
-    V p = exponential(x - log_sum);
+    V p = exponential(x - largest - log_total);
     const long here = logits + label - place;
     if (0 <= here && here < count) p[here] -= 1;
     put(place, p, count);
@@ -47,6 +48,8 @@ template <class S> void all_rows(S* logits, const int64_t* labels, float* nll, l
 }
 
 }  // namespace
+
+extern "C" int vector_width() { return W; }
 
 extern "C" void cross_entropy(void* logits, const int64_t* labels, float* nll, long rows, long size, int is_bf16,
                               long threads) {

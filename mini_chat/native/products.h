@@ -51,7 +51,7 @@ struct Float32 {
 
   static void multiply(long M, long N, long K, const T* A, long lda, const T* B, long ldb, float* C, long ldc,
                        bool add) {
-    constexpr long WIDE = W == 8 ? 2 : 4;  // AVX2 has 16 registers, the others 32
+    constexpr long WIDE = W == 16 ? 4 : 2;  // AVX-512 has 32 registers, the others 16
     long n = 0;
     for (; n + WIDE * W <= N; n += WIDE * W)
       for (long m = 0; m < M; m += 4) tile<4, WIDE>(K, A + m * lda, lda, B + n, ldb, C + m * ldc + n, ldc, add);
@@ -176,18 +176,23 @@ struct Tiles : Pairs {
     return is;
   }
 
+  // The intrinsics do not say that they read memory: what was written before them has to be there.
+  static void written() { asm volatile("" ::: "memory"); }
+
   static void begin() {
     alignas(64) uint8_t config[64] = {1};  // palette 1
     for (int t = 0; t < 8; t++) {
       config[16 + 2 * t] = 64;  // bytes of a row
       config[48 + t] = 16;      // rows
     }
+    written();
     _tile_loadconfig(config);
   }
   static void end() { _tile_release(); }
 
   static void multiply(long M, long N, long K, const T* A, long lda, const T* B, long ldb, float* C, long ldc,
                        bool add) {
+    written();
     for (long m = 0; m < M; m += 32)
       for (long n = 0; n < N; n += 32) {
         float* c = C + m * ldc + n;

@@ -55,9 +55,11 @@ inline void store(bf16* to, V x) { const Halves h = to_bf16(x); std::memcpy(to, 
 
 // e^x to within 2 units in the last place, 0 below -87: 2^n · 2^f, f in [-1/2, 1/2] by its Taylor polynomial.
 inline V exponential(V x) {
-  const V t = (x < all(-88.f) ? all(-88.f) : x) * 1.44269504f;
+  constexpr float LOG2_E = 1.44269502f, REST = 1.9259630e-8f;  // log2(e) is their sum
+  const V y = x < all(-88.f) ? all(-88.f) : x;
   const V magic = all(12582912.f);  // 1.5 · 2^23: adding it rounds to a whole number, in the low bits
-  const V shifted = t + magic, f = t - (shifted - magic);
+  const V shifted = y * LOG2_E + magic, n = shifted - magic;
+  const V f = (y * LOG2_E - n) + y * REST;
   V p = all(1.5403530e-4f);
   p = p * f + 1.3333558e-3f;
   p = p * f + 9.6181291e-3f;
@@ -65,8 +67,8 @@ inline V exponential(V x) {
   p = p * f + 2.4022651e-1f;
   p = p * f + 6.9314718e-1f;
   p = p * f + 1.f;
-  const V y = of_bits(bits(p) + (bits(shifted) << 23));
-  return x < all(-87.f) ? V{} : x == x ? y : x;  // what is not a number stays so
+  const V power = of_bits(bits(p) + (bits(shifted) << 23));
+  return x < all(-87.f) ? V{} : x == x ? power : x;  // what is not a number stays so
 }
 
 #if defined(__clang__) || __GNUC__ >= 12

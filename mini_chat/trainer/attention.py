@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from mini_chat import native
 from mini_chat.data.packing import Batch
 from mini_chat.device import Device
 from mini_chat.trainer.block_attention import block_attention
@@ -100,7 +101,7 @@ ALL_ATTENTION_FUNCTIONS.register(FLASH, flash_attention)
 def fastest(model: Any, device: Device) -> str:
     """The name of the attention function to train with."""
     if device.torch_device.type == "cpu":
-        return NATIVE if suits(model.config.head_dim) else BLOCKS
+        return NATIVE if device.kernels and suits(model.config.head_dim) else BLOCKS
     # FlashAttention multiplies 16-bit numbers, of heads whose width is a multiple of 8.
     flash = device.torch_device.type == "cuda" and device.compute_dtype == torch.bfloat16
     if flash and {"scale", "window_size"} <= KNOWN and model.config.head_dim % 8 == 0:
@@ -124,10 +125,14 @@ def who_sees_whom(model: Any, batch: Batch) -> dict[str, Tensor]:
 
 @contextmanager
 def packed_attention(model: Any, device: Device) -> Iterator[None]:
-    """Attend with the device's fastest function within the block; generation outside of it keeps its own."""
+    """Attend with the device's fastest function within the block, and compute with our kernels where it has them.
+
+    Generation outside of it keeps its own.
+    """
     previous = model.config._attn_implementation
     model.config._attn_implementation = fastest(model, device)
     try:
-        yield
+        with native.in_use(device.kernels):
+            yield
     finally:
         model.config._attn_implementation = previous

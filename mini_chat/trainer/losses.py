@@ -99,9 +99,9 @@ def nll_and_gradient(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tenso
     That is each token's probability, less one for the label. The logits are no more after it: on a CPU a kernel of ours
     writes the gradient over them.
     """
-    if logits_NV.device.type == "cpu" and logits_NV.dtype in native.DTYPES and native.available():
+    if logits_NV.device.type == "cpu" and logits_NV.dtype in native.DTYPES and native.are_in_use():
         nll_N = logits_NV.new_empty(len(labels_N), dtype=torch.float32)
-        native.call("cross_entropy", (logits_NV, labels_N, nll_N), tuple(logits_NV.shape))
+        native.call("cross_entropy", (logits_NV, labels_N.long().contiguous(), nll_N), tuple(logits_NV.shape))
         return nll_N, logits_NV
     dtype = logits_NV.dtype
     logits_NV = logits_NV.to(torch.promote_types(dtype, torch.float32))  # nobody else's: their memory is free

@@ -18,18 +18,22 @@ WIDTHS = 16  # head widths are multiples of it: a vector of the widest processor
 
 
 def suits(head_dim: int) -> bool:
-    """Whether the kernel can be had here, and takes heads of this width."""
-    return head_dim % WIDTHS == 0 and native.available()
+    """Whether the kernel takes heads of this width."""
+    return head_dim % WIDTHS == 0
 
 
 def bounds(starts_BL: Tensor) -> Tensor:
     """Where documents begin, all rows one after the other, and the end: int64 (S,)."""
     begins_BL = starts_BL == torch.arange(starts_BL.shape[1])
+    begins_BL[:, 0] = True
     return torch.cat([begins_BL.flatten().nonzero().squeeze(1), torch.tensor([starts_BL.numel()])])
 
 
 def _call(name: str, tensors: tuple[Tensor, ...], starts_BL: Tensor, q_BLND: Tensor, heads: int) -> None:
     _, _, N, D = q_BLND.shape
+    dtypes = {x.dtype for x in tensors if x.dim() == q_BLND.dim()}
+    if not suits(D) or N % heads or dtypes != {q_BLND.dtype}:
+        raise ValueError(f"{name}: {N} query and {heads} key heads of width {D}, in {dtypes}")
     bounds_S = bounds(starts_BL)
     native.call(name, (*tensors, bounds_S), (len(bounds_S) - 1, N, heads, D))
 

@@ -7,15 +7,16 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from kernels import needs_compiler
 
 from mini_chat.errors import UserError
 from mini_chat.native import build
 
-HAS_COMPILER = any(map(shutil.which, build.COMPILERS))
-needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 ADDS = 'extern "C" long add(long a, long b) { return a + b; }\n'
 
 
@@ -36,7 +37,7 @@ def test_a_source_is_compiled_once_and_again_when_it_changes(sources: Path, monk
     assert ctypes.CDLL(str(first)).add(2, 3) == 5
     made = first.stat().st_mtime_ns
     assert build.built() == first and first.stat().st_mtime_ns == made
-    assert [path.name for path in first.parent.iterdir()] == [first.name]
+    assert {path.name for path in first.parent.iterdir()} == {first.name, "lock"}
     (sources / "adds.cpp").write_text(ADDS.replace("a + b", "a + b + 1"), encoding="utf-8")
     second = build.built()
     assert second != first and ctypes.CDLL(str(second)).add(2, 3) == 6
@@ -50,12 +51,30 @@ def test_another_processor_gets_code_of_its_own(sources: Path, monkeypatch: pyte
 
 
 @needs_compiler
+def test_what_was_compiled_stays_without_the_compiler(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build.built()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert build.built() == first
+
+
+@needs_compiler
+def test_processes_that_start_together_compile_once(sources: Path) -> None:
+    body = f"build.SOURCES = pathlib.Path({str(sources)!r}); print(build.built())"
+    words = [sys.executable, "-c", f"import pathlib; from mini_chat.native import build; {body}"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(words, **pipes) for _ in range(3)]
+    outputs, said = zip(*[process.communicate() for process in started], strict=True)
+    assert len(set(outputs)) == 1 and outputs[0].strip().endswith(".so")
+    assert sum("compiling" in text for text in said) == 1
+
+
+@needs_compiler
 def test_what_does_not_compile_is_one_line_and_leaves_nothing(sources: Path) -> None:
     (sources / "adds.cpp").write_text("int x = ;\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"cannot compile them \(.*error") as raised:
         build.built()
     assert "\n" not in str(raised.value)
-    assert not list(build.cache_directory().iterdir())
+    assert [path.name for path in build.cache_directory().iterdir()] == ["lock"]
 
 
 def test_no_compiler_and_a_broken_one_are_one_line(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,9 +82,10 @@ def test_no_compiler_and_a_broken_one_are_one_line(sources: Path, monkeypatch: p
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="there is no C\\+\\+ compiler"):
         build.built()
-    monkeypatch.setenv("CXX", "/nowhere/c++")
-    with pytest.raises(UserError, match="/nowhere/c\\+\\+ does not run"):
-        build.built()
+    for given, said in (("/nowhere/c++", "/nowhere/c\\+\\+ does not run"), ('g++ "', "CXX is no command")):
+        monkeypatch.setenv("CXX", given)
+        with pytest.raises(UserError, match=said):
+            build.built()
 
 
 def test_a_home_that_cannot_be_written_is_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -75,13 +95,24 @@ def test_a_home_that_cannot_be_written_is_no_cache(monkeypatch: pytest.MonkeyPat
     assert tmp_path not in build.cache_directory().parents
 
 
+def test_code_that_another_user_may_have_left_is_not_loaded(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = build.own_directory(build.cache_directory())
+    directory.chmod(0o777)
+    with pytest.raises(UserError, match="only you can write"):
+        build.built()
+    directory.chmod(0o700)
+    monkeypatch.setattr(os, "getuid", lambda: 4321)
+    with pytest.raises(UserError, match="only you can write"):
+        build.built()
+
+
 @needs_compiler
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 processors")
 @pytest.mark.parametrize("source", ["attention.cpp", "loss.cpp"])
 @pytest.mark.parametrize("processor", ["sapphirerapids", "cooperlake", "skylake-avx512", "haswell"])
 def test_kernels_compile_for_processors_that_are_not_here(processor: str, source: str) -> None:
     words = [
-        "c++",
+        build._compiler()[0],
         "-std=c++17",
         "-fsyntax-only",
         "-Wall",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernels import needs_kernels
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -177,20 +178,17 @@ class Living(TorchDispatchMode):
             self.bytes -= size
 
 
-@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("kernels", [pytest.param(True, marks=needs_kernels), False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("loss", [total_nll, token_nll])
 def test_the_loss_holds_what_is_said(
     loss: Any, dtype: torch.dtype, kernels: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "_allowed", kernels)
-    if kernels and not native.available():
-        pytest.skip("no C++ compiler")
     tokens, width, vocab_size, chunk = 4090, 16, 2048, 1024 * 2048
     monkeypatch.setattr(losses, "CHUNK_LOGITS", chunk)
     source, head = torch.randn(tokens, width), torch.randn(vocab_size, width, requires_grad=True)
     labels = torch.randint(0, vocab_size, (tokens,))
-    with Living() as living:
+    with Living() as living, native.in_use(kernels):
         hidden = (source * 1.0).requires_grad_()
         with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
             total = loss(hidden, head, labels).sum()

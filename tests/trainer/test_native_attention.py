@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernels import needs_kernels
 from tiny import tiny_model
 from torch import Tensor
 
-from mini_chat import native
 from mini_chat.config import Machine
 from mini_chat.device import choose
 from mini_chat.trainer import native_attention
@@ -21,8 +21,6 @@ from mini_chat.trainer.block_attention import block_attention
 
 LENGTH = 192
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-
-needs_kernel = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
 
 
 def starts_of(rows: list[list[int]], length: int = LENGTH) -> Tensor:
@@ -63,7 +61,7 @@ def masked(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
     return out.transpose(1, 2)
 
 
-@needs_kernel
+@needs_kernels
 @settings(max_examples=40, deadline=None)
 @given(
     rows=st.lists(st.lists(st.integers(1, 150), min_size=1, max_size=12), min_size=1, max_size=3),
@@ -79,7 +77,7 @@ def test_the_kernel_sees_what_a_mask_shows(rows: list[list[int]], heads: tuple[i
         torch.testing.assert_close(one.double(), other, atol=1e-4, rtol=2e-5)  # float32: a wrong key is off by 1
 
 
-@needs_kernel
+@needs_kernels
 @pytest.mark.parametrize("document", [1024, 200, 30])
 @pytest.mark.parametrize("width", [16, 64])
 def test_in_bfloat16_it_is_as_exact_as_bfloat16_is(document: int, width: int) -> None:
@@ -92,7 +90,7 @@ def test_in_bfloat16_it_is_as_exact_as_bfloat16_is(document: int, width: int) ->
         assert float((one.double() - other).norm() / other.norm()) < 0.005
 
 
-@needs_kernel
+@needs_kernels
 def test_large_scores_neither_overflow_nor_lose_the_largest() -> None:
     q, *rest = drawn((1, LENGTH, 16), (2, 1))
     starts = starts_of([[LENGTH]])
@@ -102,7 +100,7 @@ def test_large_scores_neither_overflow_nor_lose_the_largest() -> None:
         torch.testing.assert_close(one, other, atol=2e-3, rtol=2e-3)
 
 
-@needs_kernel
+@needs_kernels
 def test_what_is_not_a_number_stays_visible() -> None:
     inputs = drawn((1, LENGTH, 16), (2, 1))
     inputs[0][0, 70] = torch.nan
@@ -110,7 +108,7 @@ def test_what_is_not_a_number_stays_visible() -> None:
         assert one.isnan().any() and not one[0, 100:].isnan().any()
 
 
-@needs_kernel
+@needs_kernels
 def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     inputs = drawn((2, LENGTH, 32), (4, 2))
     starts, before = starts_of([[100, 50], [7, 130, 20]]), torch.get_num_threads()
@@ -125,7 +123,7 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
         assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
 
 
-@needs_kernel
+@needs_kernels
 def test_views_of_any_strides_are_taken() -> None:
     inputs = drawn((2, LENGTH, 16), (4, 2))
     turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs]
@@ -138,26 +136,34 @@ def test_views_of_any_strides_are_taken() -> None:
         assert torch.equal(one, other)
 
 
-@needs_kernel
+@needs_kernels
 def test_the_custom_operation_is_what_autograd_and_the_compiler_take_it_for() -> None:
     q, k, v, _ = drawn((2, 64, 16), (4, 2))
     starts = (torch.arange(64) // 16 * 16).repeat(2, 1)
     torch.library.opcheck(native_attention.attend, (q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), starts))
 
 
-@needs_kernel
+@needs_kernels
 def test_a_cpu_takes_the_kernel_unless_told_not_to_compile_or_heads_do_not_suit() -> None:
     def taken(compile: str, head_dim: int) -> str:
         model = tiny_model(head_dim=head_dim)
         with packed_attention(model, choose(Machine.model_validate({"device": "cpu", "compile": compile}))):
             return str(model.config._attn_implementation)
 
-    assert taken("off", 16) == BLOCKS
     assert taken("auto", 16) == taken("on", 64) == NATIVE
-    assert taken("auto", 8) == BLOCKS
+    assert taken("off", 16) == taken("auto", 8) == BLOCKS
 
 
-@needs_kernel
+@needs_kernels
+def test_what_the_kernel_cannot_read_is_refused() -> None:
+    q, k, v, _ = drawn((1, 32, 16), (2, 1))
+    starts = torch.zeros(1, 32, dtype=torch.long)
+    for qkv in ((q, k.bfloat16(), v), (q[..., :8], k[..., :8], v[..., :8]), (q.double(), k.double(), v.double())):
+        with pytest.raises(ValueError, match="attention_forward"):
+            native_attention.native_attention(*qkv, starts)
+
+
+@needs_kernels
 def test_the_kernel_and_the_blocks_are_one_attention() -> None:
     inputs = drawn((2, LENGTH, 32), (4, 2))
     starts = starts_of([[100, 92], [7, 130, 20, 35]])
