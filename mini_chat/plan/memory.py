@@ -47,6 +47,7 @@ class Memory:
         process: libraries, the interpreter, compiled code; on a GPU its context.
         copies: of the weights in the compute dtype.
         activations: what the backward pass needs of a micro-batch.
+        backward: what it makes within a layer, of which only what is over the loss counts.
         loss: the logits of a chunk of positions, their softmax, the gradients that are made with them.
         orthogonalisation: Muon's, of which only what is over activations and loss counts: they are gone by then.
         prepared: products of the experts' sizes that the processor's library keeps ready.
@@ -59,6 +60,7 @@ class Memory:
     optimizer: float
     copies: float
     activations: float
+    backward: float
     loss: float
     orthogonalisation: float
     prepared: float
@@ -93,7 +95,9 @@ def peak(
         loss = token_loss_bytes(micro_tokens, model.hidden_size, vocab_size, compute)
     else:
         loss = loss_bytes(micro_tokens, model.hidden_size, vocab_size, compute, settings.batch_tokens > micro_tokens)
-    working = activations + copies + loss
+    # A layer's backward pass makes about as much as its forward pass kept; the loss is through by then.
+    backward = micro_tokens * layer_bytes_per_token(model, compute)
+    working = activations + copies + max(loss, backward)
     orthogonalised = NEWTON_SCHULZ_BYTES * largest_stack(model) if settings.optimizer == "muon" else 0
     over = max(0.0, orthogonalised - working)
     used = 2 * weights + optimizer + working + over
@@ -104,6 +108,7 @@ def peak(
         optimizer=optimizer,
         copies=copies,
         activations=activations,
+        backward=max(0.0, backward - loss),
         loss=loss,
         orthogonalisation=over,
         prepared=rates.expert_products * expert_product_bytes(model, micro_tokens, compute.compute_bytes),

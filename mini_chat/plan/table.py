@@ -21,6 +21,7 @@ PARTS = {
     "optimizer": "optimiser's state",
     "copies": "weights as multiplied",
     "activations": "activations",
+    "backward": "a layer's backward pass",
     "loss": "logits of the loss",
     "orthogonalisation": "Muon's products",
     "prepared": "experts' products",
