@@ -6,7 +6,7 @@
 // transposed: the softmax then runs along vectors of queries and needs no sum across a vector, and the weights lie as
 // the next product reads them.
 //
-// Layouts: q, out (T, N, D), k, v (T, K, D), lse float32 (T, N), for T positions, N query heads, K key heads of width D.
+// Layouts: q, out (T, N, D), k, v (T, K, D), lse float32 (T, N) for T positions, N query and K key heads of width D.
 
 #include <new>
 #include <vector>
@@ -74,7 +74,8 @@ template <class S> void put_turned(const float* from, long width, const float* f
 }
 
 // A position that sees itself alone, such as padding: its result is its value.
-template <class S> void forward_alone(const Task& task, Sizes s, const S* q, const S* k, const S* v, S* out, float* lse) {
+template <class S>
+void forward_alone(const Task& task, Sizes s, const S* q, const S* k, const S* v, S* out, float* lse) {
   const long D = s.D, G = s.N / s.K, of_key = (task.first * s.K + task.head) * D;
   for (long head = task.head * G; head < (task.head + 1) * G; head++) {
     const long of_query = (task.first * s.N + head) * D;

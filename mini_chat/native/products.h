@@ -1,7 +1,7 @@
 // Products C (M × N) = or += A (M × K) · B (K × N) of blocks that lie in the cache, with sums in float32.
 //
-// One way for each kind of processor; all have: the type T of what is multiplied, PAD, of which M, N and K are multiples,
-// `multiply`, and how blocks are laid out. A lies row by row. So does B in float32; in bfloat16 two rows of it lie side
+// One way for each kind of processor; all have the type T of what is multiplied, PAD, of which M, N and K are
+// multiples, `multiply`, and how blocks are laid out. A lies row by row. So does B in float32; in bfloat16 two rows of it lie side
 // by side, number by number, since processors add up products of pairs (VNNI).
 
 #pragma once

@@ -45,7 +45,12 @@ inline Halves to_bf16(V x) {  // to the nearest, ties to even
 }
 
 inline float to_float(float x) { return x; }
-inline float to_float(bf16 x) { const uint32_t i = uint32_t(x) << 16; float y; std::memcpy(&y, &i, sizeof y); return y; }
+inline float to_float(bf16 x) {
+  const uint32_t i = uint32_t(x) << 16;
+  float y;
+  std::memcpy(&y, &i, sizeof y);
+  return y;
+}
 
 inline V load(const bf16* from) {
   Halves h; std::memcpy(&h, from, sizeof h);

@@ -95,8 +95,9 @@ def peak(
         loss = token_loss_bytes(micro_tokens, model.hidden_size, vocab_size, compute)
     else:
         loss = loss_bytes(micro_tokens, model.hidden_size, vocab_size, compute, settings.batch_tokens > micro_tokens)
-    # A layer's backward pass makes about as much as its forward pass kept; the loss is through by then.
-    backward = micro_tokens * layer_bytes_per_token(model, compute)
+    # A layer's backward pass makes gradients of about the size of what was kept, and what was not kept once more; the
+    # loss is through by then.
+    backward = 2 * micro_tokens * layer_bytes_per_token(model, compute)
     working = activations + copies + max(loss, backward)
     orthogonalised = NEWTON_SCHULZ_BYTES * largest_stack(model) if settings.optimizer == "muon" else 0
     over = max(0.0, orthogonalised - working)
