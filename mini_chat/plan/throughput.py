@@ -26,6 +26,8 @@ MUON_BYTES = 10 * FLOAT32
 NEWTON_SCHULZ_STEPS = 5
 RECOMPUTED_SCORES = 7 / 6
 """Attention makes its scores again in the backward pass: seven products where six count (arXiv:2205.14135)."""
+PASSES_AS_IT_IS = 2
+"""How often activations go through memory in layers that are not compiled, where compiled code passes them once."""
 FORWARD_SHARE = 1 / 3
 """Of a step's work: 2 of 6 FLOPs a weight."""
 
@@ -79,7 +81,8 @@ def step_work(
     flops = parameters.training_flops_per_token + again * in_layers
     attention = attention_flops_per_token(model, keys) * (RECOMPUTED_SCORES + again)
     logits = vocab_size * (2 * FLOAT32 + compute.compute_bytes)
-    traffic = layers * layer_bytes_per_token(model, compute) * (1 + again) + logits
+    passes = 1 if compute.compiled else PASSES_AS_IT_IS
+    traffic = layers * layer_bytes_per_token(model, compute) * passes * (1 + again) + logits
     return Work(
         products=tokens * flops / machine.matmul_flops,
         attention=tokens * attention / machine.matmul_flops,
