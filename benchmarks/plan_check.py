@@ -158,7 +158,7 @@ def run(case: Case) -> dict[str, Any]:
         data = PackedDocuments(documents(Path(scratch), case), case.settings.row_tokens, SEED, 0)
         task = LanguageModelling("pretrain", data, {}, np.zeros(0), 1, 1)
         loop.train(model, task, case.settings, Path(scratch) / "run", device, {})
-    peak_bytes = peak_memory_bytes()  # before the rates are measured, which takes memory too
+    peak_bytes = peak_memory_bytes()  # before the memory's rate is measured, which takes memory too
     machine = this_machine(settings)
     usual = median(rates[WARM_UP:])
     products = [spent * rate for spent, rate in zip(seconds[WARM_UP:], rates[WARM_UP:], strict=True)]

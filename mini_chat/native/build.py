@@ -18,9 +18,15 @@ from mini_chat.errors import UserError
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
-WIDE_VECTORS = ("-mprefer-vector-width=512",)
-"""Where vectors of 512 bits are there at all; compilers prefer 256 of themselves, at half the rate."""
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-mprefer-vector-width=512",  # where there are any; compilers prefer 256 bits of themselves, at half the rate
+)
 LIBRARY = ("-shared", "-fPIC", "-fopenmp")
 TIMEOUT_S = 300
 
@@ -75,7 +81,7 @@ def _compile(path: Path) -> None:
     """Compile into a directory beside the path, and move the result there when it is whole."""
     compiler = _compiler()
     say("compiling kernels for this processor, once")
-    words = [*compiler, *_flags(), *LIBRARY, *map(str, sorted(SOURCES.glob("*.cpp")))]
+    words = [*compiler, *FLAGS, *LIBRARY, *map(str, sorted(SOURCES.glob("*.cpp")))]
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         made = Path(scratch) / path.name
         try:
@@ -89,10 +95,6 @@ def _compile(path: Path) -> None:
         if done.returncode:
             raise UserError(f"{compiler[0]} cannot compile them ({_first_error(done.stderr)})")
         made.replace(path)
-
-
-def _flags() -> tuple[str, ...]:
-    return (*FLAGS, *WIDE_VECTORS)
 
 
 def _compiler() -> list[str]:
@@ -114,7 +116,7 @@ def _fingerprint() -> str:
     for path in sorted(SOURCES.iterdir()):
         if path.suffix in {".cpp", ".h"}:
             whole.update(path.read_bytes())
-    whole.update(" ".join([os.environ.get("CXX", ""), *_flags(), _processor()]).encode())
+    whole.update(" ".join([os.environ.get("CXX", ""), *FLAGS, _processor()]).encode())
     return whole.hexdigest()[:16]
 
 

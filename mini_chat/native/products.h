@@ -1,8 +1,8 @@
 // Products C (M × N) = or += A (M × K) · B (K × N) of blocks that lie in the cache, with sums in float32.
 //
 // One way for each kind of processor; all have the type T of what is multiplied, PAD, of which M, N and K are
-// multiples, `multiply`, and how blocks are laid out. A lies row by row. So does B in float32; in bfloat16 two rows of it lie side
-// by side, number by number, since processors add up products of pairs (VNNI).
+// multiples, `multiply`, and how blocks are laid out. A lies row by row. So does B in float32; in bfloat16 two rows of
+// it lie side by side, number by number, since processors add up products of pairs (VNNI).
 
 #pragma once
 
@@ -24,6 +24,12 @@ template <class S> struct Rows {
   Rows from(long first) const { return {data + first * stride, stride, n - first, D}; }
   V at(long row, long d) const { return row < n ? load(data + row * stride + d) : V{}; }
 };
+
+// Two rows of a block that lies row by row, from column c on.
+template <class T> inline void put_rows(T* to, long width, long c, V even, V odd) {
+  store(to + c, even);
+  store(to + width + c, odd);
+}
 
 struct Float32 {
   typedef float T;
@@ -79,11 +85,8 @@ struct Float32 {
   template <class S> static void second_turned(Rows<S> rows, T* to, long padded) { first_turned(rows, to, padded); }
 
   // Two rows of numbers from column c on, as A and as B.
-  static void put_first(T* to, long width, long c, V even, V odd) {
-    store(to + c, even);
-    store(to + width + c, odd);
-  }
-  static void put_second(T* to, long width, long c, V even, V odd) { put_first(to, width, c, even, odd); }
+  static void put_first(T* to, long width, long c, V even, V odd) { put_rows(to, width, c, even, odd); }
+  static void put_second(T* to, long width, long c, V even, V odd) { put_rows(to, width, c, even, odd); }
 };
 
 #if defined(__AVX512BF16__)
@@ -120,10 +123,7 @@ struct Pairs {
       }
   }
 
-  static void put_first(T* to, long width, long c, V even, V odd) {
-    store(to + c, even);
-    store(to + width + c, odd);
-  }
+  static void put_first(T* to, long width, long c, V even, V odd) { put_rows(to, width, c, even, odd); }
   static void put_second(T* to, long, long c, V even, V odd) {
     const I words = __builtin_convertvector(to_bf16(even), I) | (__builtin_convertvector(to_bf16(odd), I) << 16);
     std::memcpy(to + 2 * c, &words, sizeof words);

@@ -71,15 +71,7 @@ def gradients(
 
 
 @gradients.register_fake
-def _(
-    grad_BLND: Tensor,
-    q_BLND: Tensor,
-    k_BLKD: Tensor,
-    v_BLKD: Tensor,
-    out_BLND: Tensor,
-    lse_BLN: Tensor,
-    starts_BL: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad_BLND: Tensor, q_BLND: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return _like(q_BLND), _like(k_BLKD), _like(v_BLKD)
 
 
