@@ -2,11 +2,13 @@
 
     python -m benchmarks.plan_check            the largest relative errors of memory and of time
     python -m benchmarks.plan_check --fit      first fit the constants in mini_chat/plan/rates.yaml to this machine
+    python -m benchmarks.plan_check --kept     make no runs: predict those that were made last, after a formula changed
 
 Each run is a process of its own that goes through `trainer.loop.train` on packed documents of random tokens, long
 enough for the allocator to come to rest. The constants are fitted on some shapes and judged on others. After each step
 the rate of matrix products is measured, and a step's time is taken at the median rate, so that what the machine's
-neighbours do counts little (two cores: about half an hour).
+neighbours do counts little (two cores: about half an hour). What was measured of each run is kept in
+`benchmarks/results/plan_runs.json`.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.results import processor, table
+from benchmarks.results import RESULTS, processor, table, write
 from mini_chat.config import Machine, Model, Pretrain
 
+RUNS = "plan_runs"
+"""The file of results that holds what was measured of each run."""
 WARM_UP = 3  # steps: the first compiles, the next fill caches
 MEDIAN_DOCUMENT, SPREAD = 200, 0.8  # tokens; of their logarithm
 SEED = 1
@@ -248,13 +252,15 @@ def compare(name: str, found: dict[str, Any]) -> Comparison:
     )
 
 
-def compared(names: Iterable[str]) -> list[Comparison]:
-    """Each case run in a process of its own, and compared."""
+def compared(names: Iterable[str], kept: bool = False) -> list[Comparison]:
+    """Each case run in a process of its own (or `kept` from the last time that it was), and compared."""
     results = []
     for name in names:
-        words = [sys.executable, "-m", "benchmarks.plan_check", "--case", name]
-        output = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
-        one = compare(name, json.loads(output.splitlines()[-1]))
+        if not kept:
+            words = [sys.executable, "-m", "benchmarks.plan_check", "--case", name]
+            output = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
+            keep(name, json.loads(output.splitlines()[-1]))
+        one = compare(name, kept_runs()[name])
         print(
             f"  {name:<22} {one.step_seconds:7.3f} s a step, predicted {one.predicted_seconds:7.3f} "
             f"({one.predicted_seconds / one.step_seconds - 1:+4.0%}); {one.peak_bytes / 1e9:5.2f} GB, "
@@ -265,21 +271,32 @@ def compared(names: Iterable[str]) -> list[Comparison]:
     return results
 
 
-def measure() -> dict[str, float]:
+def keep(name: str, found: dict[str, Any]) -> None:
+    """Lay what was found in a run over what was found in that case before."""
+    write(RUNS, {name: found})
+
+
+def kept_runs() -> dict[str, dict[str, Any]]:
+    """What was found in each case when it was last run."""
+    path = RESULTS / f"{RUNS}.json"
+    return {name: found for name, found in json.loads(path.read_text(encoding="utf-8")).items() if name in CASES}
+
+
+def measure(kept: bool = False) -> dict[str, float]:
     """The largest relative errors over the judged runs."""
-    results = compared(JUDGED)
+    results = compared(JUDGED, kept)
     return {
         "plan_memory_error": max(one.memory_error for one in results),
         "plan_time_error": max(one.time_error for one in results),
     }
 
 
-def fit(time: bool = True) -> None:
+def fit(time: bool = True, kept: bool = False) -> None:
     """Fit the constants to this machine, and write them, with where they are from, into the plan's rates.yaml."""
     from mini_chat.device import choose
     from mini_chat.plan.rates import PATH, MemoryRates, TimeRates, section
 
-    results = compared(FITTED)
+    results = compared(FITTED, kept)
     kinds = list(TimeRates.__annotations__)
     columns = np.array([[1.0, one.is_compiled, one.expert_product, one.tensors] for one in results])
     found = least_squares(columns, np.array([float(one.peak_bytes) for one in results]), np.array([0, 0, 0, 1.0]))
@@ -304,7 +321,8 @@ def rounded(values: dict[str, float]) -> dict[str, float]:
 def write_rates(path: Path, values: dict[str, Any]) -> None:
     """Write the constants under the file's own heading."""
     heading = "".join(line for line in path.read_text(encoding="utf-8").splitlines(True) if line.startswith("#"))
-    path.write_text(heading + yaml.safe_dump(values, sort_keys=False, width=120), encoding="utf-8")
+    written = yaml.safe_dump(values, sort_keys=False, width=120, default_flow_style=None)
+    path.write_text(heading + written, encoding="utf-8")
 
 
 def least_squares(columns: np.ndarray, wanted: np.ndarray, floor: np.ndarray) -> np.ndarray:
@@ -330,11 +348,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--fit", action="store_true", help="fit the constants of mini_chat/plan/rates.yaml first")
     parser.add_argument("--memory-only", action="store_true", help="with --fit: leave the constants of time alone")
+    parser.add_argument("--kept", action="store_true", help="make no runs, take what was measured of the last ones")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
         print(json.dumps(run(CASES[options.case])))
     else:
         if options.fit:
-            fit(time=not options.memory_only)
-        print(table(measure()))
+            fit(not options.memory_only, options.kept)
+        print(table(measure(options.kept)))

@@ -8,11 +8,12 @@ import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def write(name: str, figures: Mapping[str, float | str], part: str = "") -> Path:
+def write(name: str, figures: Mapping[str, Any], part: str = "") -> Path:
     """Lay the figures over those that are there already, and say of what machine and day they are.
 
     Args:

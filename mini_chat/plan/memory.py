@@ -87,6 +87,7 @@ def peak(
         shards: processes that the weights, gradients and optimiser state are shared out among (FSDP2), or 1.
     """
     micro_tokens = min(settings.micro_tokens, settings.batch_tokens)
+    whole = FLOAT32 * gathered(model, parameters) if shards > 1 else 0
     weights = FLOAT32 * parameters.total / shards
     optimizer = optimizer_bytes(parameters, settings.optimizer) / shards
     copies = compute.compute_bytes * copied_weights(parameters) if compute.compute_bytes < FLOAT32 else 0.0
@@ -101,11 +102,11 @@ def peak(
     working = activations + copies + max(loss, backward)
     orthogonalised = NEWTON_SCHULZ_BYTES * largest_stack(model) if settings.optimizer == "muon" else 0
     over = max(0.0, orthogonalised - working)
-    used = 2 * weights + optimizer + working + over
+    used = 2 * (weights + whole) + optimizer + working + over
     return Memory(
         process=rates.process(compute.compiled),
-        weights=weights,
-        gradients=weights,
+        weights=weights + whole,
+        gradients=weights + whole,
         optimizer=optimizer,
         copies=copies,
         activations=activations,
@@ -115,6 +116,16 @@ def peak(
         prepared=rates.expert_products * expert_product_bytes(model, micro_tokens, compute.compute_bytes),
         allocator=rates.unused_share * used,
     )
+
+
+def gathered(model: Model, parameters: Parameters) -> float:
+    """Of a model in shards the parameters that are whole at once, as are their gradients.
+
+    The layer at work, the next one on its way, and what is outside of the layers, which stays until the backward pass
+    is through.
+    """
+    in_layers = parameters.layer_matrices
+    return parameters.total - in_layers + 2 * in_layers / model.num_hidden_layers
 
 
 def optimizer_bytes(parameters: Parameters, optimizer: str) -> float:

@@ -12,7 +12,7 @@ from mini_chat.plan.machines import Machine
 from mini_chat.plan.memory import FLOAT32, Compute, Memory, checkpoint_bytes, peak
 from mini_chat.plan.parameters import Parameters, attention_flops_per_token, keys_seen
 from mini_chat.plan.rates import Rates
-from mini_chat.plan.throughput import FORWARD_SHARE, Work, exchange_seconds, step_work
+from mini_chat.plan.throughput import FORWARD_SHARE, Work, exchange_seconds, micro_batches_of, step_work
 from mini_chat.trainer.losses import chunk_logits
 
 PACKED_SHARE = 0.98  # of the rows' positions that documents fill
@@ -33,7 +33,7 @@ class StagePlan:
         flops, attention_flops: in all; attention's own products apart.
         work: of a step, at the machine's rates.
         share_of_limit: of the matrix-product rate, without attention's products, as the training loop shows it.
-        save_seconds: of one checkpoint; on a GPU training goes on meanwhile.
+        save_seconds: of one checkpoint; on a GPU training goes on meanwhile, unless the model is in shards.
         saves: checkpoints written, the last one with them.
         lost_seconds: training that a kill costs at most.
         checkpoint_bytes: of one checkpoint.
@@ -101,14 +101,16 @@ def plan_stage(
         kernels=machine.kind == "cpu" and recipe.machine.compile != "off",
     )
     keys = keys_seen(settings.row_tokens, amount.document_tokens)
-    work = step_work(model, parameters, settings, vocab_size, compute, machine, keys, gpus)
     kind = parallelism(parameters, machine, recipe.machine.parallel, gpus)
-    step_seconds = work.seconds(rates.time) + (exchange_seconds(parameters, machine, gpus) if gpus > 1 else 0.0)
+    shards = gpus if kind == "fsdp" else 1
+    work = step_work(model, parameters, settings, vocab_size, compute, machine, keys, gpus, shards)
+    sharded_micro_batches = micro_batches_of(settings, gpus) if shards > 1 else 0
+    step_seconds = work.seconds(rates.time) + exchange_seconds(parameters, machine, gpus, sharded_micro_batches)
     size = checkpoint_bytes(parameters, settings.optimizer)
     every = save_steps(recipe, settings, amount, vocab_size)
     between = min(every * step_seconds, settings.checkpoint_minutes * 60)
     saves = math.ceil(steps * step_seconds / between)
-    in_background = machine.kind != "cpu"
+    in_background = machine.kind != "cpu" and shards == 1
     return StagePlan(
         name=name,
         settings=settings,
@@ -135,7 +137,7 @@ def plan_stage(
         disk_bytes=(settings.keep_checkpoints + 1) * size + FLOAT32 * parameters.total,
         data_bytes=amount.disk_bytes if amount.source.startswith("counted") else data_bytes(name, amount),
         compute=compute,
-        memory=peak(model, parameters, settings, vocab_size, compute, rates.memory, gpus if kind == "fsdp" else 1),
+        memory=peak(model, parameters, settings, vocab_size, compute, rates.memory, shards),
         parallelism=kind,
     )
 

@@ -28,6 +28,9 @@ RECOMPUTED_SCORES = 7 / 6
 """Attention makes its scores again in the backward pass: seven products where six count (arXiv:2205.14135)."""
 PASSES_AS_IT_IS = 2
 """How often activations go through memory in layers that are not compiled, where compiled code passes them once."""
+MACHINE_GPUS = 8
+ADAPTER_RATE = 5e10
+"""Between machines each GPU has an adapter of 400 Gb/s [bytes/s]; a ring through a machine takes all of them."""
 FORWARD_SHARE = 1 / 3
 """Of a step's work: 2 of 6 FLOPs a weight."""
 
@@ -67,14 +70,16 @@ def step_work(
     machine: Machine,
     keys: float,
     gpus: int = 1,
+    shards: int = 1,
 ) -> Work:
     """The work of an optimiser step on each of so many devices, which share out its rows.
 
     Args:
         keys: that a token sees on average.
+        shards: that weights and the optimiser's state are shared out among (FSDP2), or 1.
     """
     tokens = settings.batch_tokens / gpus
-    micro_batches = max(1.0, tokens / settings.micro_tokens)
+    micro_batches = micro_batches_of(settings, gpus)
     layers = model.num_hidden_layers
     again = FORWARD_SHARE if settings.gradient_checkpointing else 0.0
     in_layers = 6 * (parameters.layer_matrices - parameters.idle)
@@ -87,16 +92,23 @@ def step_work(
         products=tokens * flops / machine.matmul_flops,
         attention=tokens * attention / machine.matmul_flops,
         traffic=tokens * traffic / machine.memory_rate,
-        optimizer=optimizer_seconds(model, parameters, settings.optimizer, machine, gpus),
+        optimizer=optimizer_seconds(model, parameters, settings.optimizer, machine, gpus, shards),
         layer_seconds=layers * micro_batches * (1 + again),
         expert_seconds=layers * model.num_experts * micro_batches * (1 + again),
     )
 
 
-def optimizer_seconds(model: Model, parameters: Parameters, optimizer: str, machine: Machine, gpus: int) -> float:
+def micro_batches_of(settings: Training, gpus: int) -> float:
+    """Micro-batches of a step on each of so many devices."""
+    return max(1.0, settings.batch_tokens / gpus / settings.micro_tokens)
+
+
+def optimizer_seconds(
+    model: Model, parameters: Parameters, optimizer: str, machine: Machine, gpus: int = 1, shards: int = 1
+) -> float:
     """Traffic and products of an update at the machine's rates; several devices share Muon's products out [seconds]."""
     muon = parameters.hidden_matrices if optimizer == "muon" else 0
-    traffic = ADAMW_BYTES * (parameters.total - muon) + MUON_BYTES * muon
+    traffic = (ADAMW_BYTES * (parameters.total - muon) + MUON_BYTES * muon) / shards
     return traffic / machine.memory_rate + (orthogonalisation_flops(model) / machine.matmul_flops / gpus if muon else 0)
 
 
@@ -109,6 +121,15 @@ def orthogonalisation_flops(model: Model) -> float:
     return model.num_hidden_layers * flops
 
 
-def exchange_seconds(parameters: Parameters, machine: Machine, gpus: int) -> float:
-    """The gradients' ring all-reduce among so many devices, 2(N - 1)/N of them over each link; nothing hides it."""
-    return 2 * (gpus - 1) / gpus * FLOAT32 * parameters.total / machine.link_rate
+def exchange_seconds(parameters: Parameters, machine: Machine, gpus: int, sharded_micro_batches: float = 0) -> float:
+    """What the devices send each other in a step, by rings; nothing is assumed to hide it.
+
+    Of N devices each sends (N - 1)/N of all gradients twice. Where the model is in shards it gathers the weights for
+    the forward and again for the backward pass of each micro-batch, and scatters the gradients: three times that a
+    micro-batch.
+
+    Args:
+        sharded_micro_batches: of a step, where the model is in shards (FSDP2), or 0.
+    """
+    rate = machine.link_rate if gpus <= MACHINE_GPUS else min(machine.link_rate, MACHINE_GPUS * ADAPTER_RATE)
+    return (3 * sharded_micro_batches or 2) * (gpus - 1) / gpus * FLOAT32 * parameters.total / rate

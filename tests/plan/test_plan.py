@@ -11,6 +11,7 @@ import pytest
 from runs import Make
 from tiny import write_jsonl
 
+from benchmarks import plan_check
 from mini_chat import cli
 from mini_chat.config import Recipe, load_recipe
 from mini_chat.device import Device
@@ -34,6 +35,10 @@ def planned(machine: str = "h100", gpus: int = 1, price: float | None = None, **
     given = {"pretrain.steps": "1000", "sft.steps": "100", "dpo.steps": "10"} | overrides
     recipe = load_recipe(CONFIG / "slm-124m.yaml", {key.replace("__", "."): value for key, value in given.items()})
     return make_plan(recipe, machine, gpus, price)
+
+
+def test_predictions_are_within_15_percent_of_runs_that_were_measured() -> None:
+    assert all(0 < error < 0.15 for error in plan_check.measure(kept=True).values())
 
 
 def called(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, list[str]]:
@@ -164,7 +169,10 @@ def test_a_model_over_one_device_is_sharded() -> None:
     plan = planned(gpus=8, model__num_hidden_layers="32", **large)
     assert {stage.parallelism for stage in plan.stages} == {"fsdp"}
     assert planned(gpus=8).stages[0].parallelism == "ddp"
-    assert plan.stages[0].memory.weights == 4 * plan.parameters.total / 8
+    layer = plan.parameters.layer_matrices / 32
+    whole = plan.parameters.total - 30 * layer  # the layer at work, the next one, and what is outside of the layers
+    assert plan.stages[0].memory.weights == pytest.approx(4 * plan.parameters.total / 8 + 4 * whole)
+    assert plan.stages[0].save_seconds > 0, "shards are written in step"
 
 
 def test_rows_that_do_not_divide_are_named_with_a_batch_that_does() -> None:

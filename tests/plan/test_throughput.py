@@ -15,7 +15,13 @@ from mini_chat.plan.machines import TABLE
 from mini_chat.plan.memory import Compute
 from mini_chat.plan.parameters import count
 from mini_chat.plan.rates import TimeRates
-from mini_chat.plan.throughput import Work, exchange_seconds, orthogonalisation_flops, step_work
+from mini_chat.plan.throughput import (
+    Work,
+    exchange_seconds,
+    optimizer_seconds,
+    orthogonalisation_flops,
+    step_work,
+)
 from mini_chat.trainer.muon import orthogonalise
 from mini_chat.trainer.optimizer import is_hidden_matrix
 
@@ -94,4 +100,19 @@ def test_exchange_is_a_ring_all_reduce_of_the_gradients() -> None:
     parameters = count(SHAPE, VOCAB_SIZE)
     assert exchange_seconds(parameters, H100, 1) == 0
     assert exchange_seconds(parameters, H100, 2) == 4 * parameters.total / H100.link_rate
-    assert exchange_seconds(parameters, H100, 1000) < 2 * 4 * parameters.total / H100.link_rate
+    assert exchange_seconds(parameters, H100, 8) < 2 * 4 * parameters.total / H100.link_rate
+    between = 8 * 50e9  # bytes a second, through the eight adapters of a machine
+    assert exchange_seconds(parameters, H100, 1000) == pytest.approx(2 * 0.999 * 4 * parameters.total / between)
+
+
+def test_shards_are_exchanged_three_times_a_micro_batch() -> None:
+    parameters = count(SHAPE, VOCAB_SIZE)
+    copies = exchange_seconds(parameters, H100, 4)
+    assert exchange_seconds(parameters, H100, 4, 1) == pytest.approx(1.5 * copies)
+    assert exchange_seconds(parameters, H100, 4, 16) == pytest.approx(24 * copies)
+
+
+def test_each_of_several_shards_is_updated_by_one_device() -> None:
+    parameters = count(SHAPE, VOCAB_SIZE)
+    whole, part = (optimizer_seconds(SHAPE, parameters, "adamw", H100, 4, shards) for shards in (1, 4))
+    assert part == pytest.approx(whole / 4)
