@@ -126,7 +126,6 @@ def measure(rows: int = 16, chosen: Sequence[str] = LOOPS) -> dict[str, float | 
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         try:
-            torch.use_deterministic_algorithms(False)
             rate = taken.rows * taken.row_tokens / median(loop()[WARM_UP:])
         except Exception as error:  # one loop that fails leaves the others
             print(f"{name}: {type(error).__name__}: {str(error)[:500]}", flush=True)

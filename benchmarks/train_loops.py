@@ -20,6 +20,7 @@ torch is imported where it is used: for our loops the environment is set before,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -155,15 +157,13 @@ def trained(
 
     from mini_chat.config import Machine, Pretrain
     from mini_chat.console import set_quiet
-    from mini_chat.device import choose
+    from mini_chat.device import Device, choose
     from mini_chat.model import SLMConfig, SLMForCausalLM
     from mini_chat.trainer.language_modelling import LanguageModelling
     from mini_chat.trainer.loop import train
 
     set_quiet(True)
     device = choose(Machine(compile="on"))
-    if not in_order:
-        torch.use_deterministic_algorithms(False)
     torch.manual_seed(SEED)
     model = SLMForCausalLM(SLMConfig(**shape.model)).to(device.torch_device)  # type: ignore[arg-type]
     settings = Pretrain.model_validate(
@@ -181,8 +181,10 @@ def trained(
     )
     turn = turn or Turn(False)
     task = LanguageModelling("pretrain", RandomRows(shape, short, turn), {}, np.zeros(0), 1, shape.rows)  # type: ignore[arg-type]
+    as_it_comes = contextlib.nullcontext() if in_order else patch.object(Device, "in_order", contextlib.nullcontext)
     with tempfile.TemporaryDirectory() as scratch:
-        train(model, task, settings, Path(scratch), device, {})
+        with as_it_comes:
+            train(model, task, settings, Path(scratch), device, {})
         lines = (Path(scratch) / "metrics.jsonl").read_text().splitlines()
     ends = [record["train_seconds"] for record in map(json.loads, lines) if "train_seconds" in record]
     taken = zip([0.0, *ends], ends, turn.waited, strict=False)

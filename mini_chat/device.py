@@ -1,6 +1,7 @@
 """The device layer: where the model runs, in which precision, and how fast the hardware could be.
 
-Nothing above this file asks what the hardware is.
+What differs between kinds of hardware is asked of a `Device`, or looked up by its kind where it belongs to one thing
+alone: the attention of a GPU in `trainer/attention.py`, the chunks of the loss in `trainer/losses.py`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,6 +44,24 @@ class Device:
     def precision(self) -> str:
         """bf16 or fp32."""
         return "bf16" if self.compute_dtype == torch.bfloat16 else "fp32"
+
+    @contextlib.contextmanager
+    def in_order(self, wanted: bool = True) -> Iterator[None]:
+        """Within the block a GPU adds up in one order at every run, so that a resumed run ends in the same bits.
+
+        Operations that cannot raise RuntimeError there, the sampling of answers for one. What it costs is in
+        docs/log.md. cuBLAS reads its part of it from the environment (`cli.prepare_environment`). A CPU does it always.
+
+        Args:
+            wanted: False lets a GPU add up as it likes, within a block of the other kind.
+        """
+        before = torch.are_deterministic_algorithms_enabled()
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # nothing reads it
+        torch.use_deterministic_algorithms(wanted and self.torch_device.type == "cuda")
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before)
 
     @property
     def kernels(self) -> bool:
@@ -107,8 +127,6 @@ def choose(machine: Machine) -> Device:
     torch.set_num_threads(threads)
     if kind == "cpu":
         keep_large_buffers()
-    if kind == "cuda":
-        add_up_in_order()
     fast_bf16 = {"cpu": cpu_multiplies_bf16, "cuda": cuda_multiplies_bf16, "mps": lambda: False}[kind]
     bf16 = machine.precision == "bf16" or (machine.precision == "auto" and fast_bf16())
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -145,15 +163,6 @@ def cpu_multiplies_bf16() -> bool:
 def cuda_multiplies_bf16() -> bool:
     """Whether the GPU has bfloat16 units (Ampere and later); torch emulates them elsewhere, which is slower."""
     return torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def add_up_in_order() -> None:
-    """Have a GPU add up in one order at every run, so that a resumed run ends in the bits of an undisturbed one.
-
-    What it costs is in docs/log.md. cuBLAS reads its part of it from the environment (`cli.prepare_environment`).
-    """
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # nothing reads it
 
 
 def keep_large_buffers() -> None:

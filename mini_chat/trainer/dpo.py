@@ -192,7 +192,7 @@ def reference_log_probabilities(
     try:
         return load_file(path)["log_probabilities"]
     except (OSError, SafetensorError, KeyError):  # not there yet, or damaged
-        with progress("reference", None, "rows"):
+        with progress("reference", None, "rows"), device.in_order():
             log_p_D = all_log_probabilities(model, data, micro_rows, device)
     if is_first():
         with atomic_open(path) as file:
