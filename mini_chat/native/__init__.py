@@ -51,11 +51,26 @@ def library() -> ctypes.CDLL | None:
     if platform.machine() not in PROCESSORS:
         return None
     try:
-        kernels = ctypes.CDLL(str(built()))
+        kernels = loaded()
     except (UserError, OSError) as error:
         say(f"training without our own kernels, which is slower: {error}")
         return None
     return kernels if kernels.vector_width() >= LEAST_WIDTH else None
+
+
+def loaded() -> ctypes.CDLL:
+    """The compiled kernels; what cannot be loaded is damaged, and compiled anew.
+
+    Raises:
+        UserError: they cannot be compiled.
+        OSError: what was just compiled cannot be loaded.
+    """
+    path = built()
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        path.unlink(missing_ok=True)
+        return ctypes.CDLL(str(built()))
 
 
 def call(name: str, tensors: tuple[Tensor, ...], sizes: tuple[int, ...]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mini_chat.console import say
 from mini_chat.errors import UserError
+from mini_chat.files import fsync_path
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
@@ -94,6 +95,7 @@ def _compile(path: Path) -> None:
             raise UserError(f"{compiler[0]} does not run ({error})") from None
         if done.returncode:
             raise UserError(f"{compiler[0]} cannot compile them ({_first_error(done.stderr)})")
+        fsync_path(made)
         made.replace(path)
 
 

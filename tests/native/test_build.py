@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from kernels import needs_compiler
 
+from mini_chat import native
 from mini_chat.errors import UserError
 from mini_chat.native import build
 
@@ -55,6 +56,12 @@ def test_what_was_compiled_stays_without_the_compiler(sources: Path, monkeypatch
     first = build.built()
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert build.built() == first
+
+
+@needs_compiler
+def test_what_a_power_cut_damaged_is_compiled_anew(sources: Path) -> None:
+    build.built().write_bytes(b"\x7fELF")
+    assert native.loaded().add(2, 3) == 5
 
 
 @needs_compiler
