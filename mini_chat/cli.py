@@ -10,9 +10,13 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mini_chat import __version__
 from mini_chat.errors import UserError
+
+if TYPE_CHECKING:
+    from mini_chat.config import Recipe
 
 EXIT_ERROR, EXIT_USAGE, EXIT_RESUMABLE, EXIT_INTERRUPTED = 1, 2, 75, 130
 
@@ -48,7 +52,13 @@ def run_recipe(arguments: list[str], stages: list[str] | None = None, default: s
 
     options = Arguments(arguments)
     path = options.one_positional("recipe") or default
-    recipe = load_recipe(find_recipe(path) if path else None, options.overrides())
+
+    def misfits(recipe: Recipe) -> list[str]:
+        from mini_chat import pipeline
+
+        return pipeline.misfits(pipeline.Run(recipe), stages if stages is not None else list(recipe.stages))
+
+    recipe = load_recipe(find_recipe(path) if path else None, options.overrides(), misfits)
     options.finish()
     from mini_chat.pipeline import run_stages
 

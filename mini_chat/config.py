@@ -10,6 +10,7 @@ import copy
 import difflib
 import re
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -640,10 +641,18 @@ def keys_of_size() -> list[str]:
     return [f"{section}.{key}" for section, keys in sections.items() for key in keys]
 
 
-def load_recipe(path: str | Path | None, overrides: dict[str, str] | None = None) -> Recipe:
+Problems = Callable[["Recipe"], list[str]]
+
+
+def load_recipe(
+    path: str | Path | None, overrides: dict[str, str] | None = None, more_problems: Problems = lambda recipe: []
+) -> Recipe:
     """Read a recipe, lay the overrides (`{"pretrain.lr_max": "3e-4"}`) over it, and check all of it.
 
     Where `model.size` is overridden, what the file says of the keys that a size gives would undo it, and is left out.
+
+    Args:
+        more_problems: what else will be wrong with a recipe, to be told together with what is wrong in it.
 
     Raises:
         UserError: with one line per problem.
@@ -675,10 +684,12 @@ def load_recipe(path: str | Path | None, overrides: dict[str, str] | None = None
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(all_problems(values, error, path))) from error
+        raise UserError("\n".join(all_problems(values, error, path, more_problems))) from error
 
 
-def all_problems(values: dict[str, Any], error: ValidationError, path: str | Path | None) -> list[str]:
+def all_problems(
+    values: dict[str, Any], error: ValidationError, path: str | Path | None, more_problems: Problems
+) -> list[str]:
     """A line for each problem, those too that are looked for only where the values are right otherwise.
 
     What is wrong is left away, and the rest looked at again; what is then said of a value that was left away is not
@@ -687,11 +698,15 @@ def all_problems(values: dict[str, Any], error: ValidationError, path: str | Pat
     values, lines, left_out = copy.deepcopy(values), list[str](), set[str]()
     is_sized = isinstance(values.get("model"), dict) and "size" in values["model"]
     found: ValidationError | None = error
+
+    def still_true(new: list[str], told: list[str]) -> list[str]:
+        """Lines that are not told yet, and do not speak of what was left out."""
+        words = {line: set(re.findall(r"\w+", line.removeprefix(str(path)))) for line in new}
+        return [line for line in new if line not in told and not left_out & words[line]]
+
     while found is not None:
         new = [line for problem in found.errors() for line in describe(problem, path)]
-        if left_out:
-            new = [line for line in new if not left_out & set(re.findall(r"\w+", line.removeprefix(str(path))))]
-        lines += [line for line in new if line not in lines]
+        lines += still_true(new, lines)
         taken = [leave_out(values, list(problem["loc"])) for problem in found.errors()]
         if None in taken or not taken:
             break
@@ -699,7 +714,7 @@ def all_problems(values: dict[str, Any], error: ValidationError, path: str | Pat
         if is_sized and left_out & {"model", "size"}:  # and with it the values that the size gives
             left_out |= {key.rpartition(".")[2] for key in keys_of_size()}
         try:
-            Recipe.model_validate(values)
+            lines += still_true(more_problems(Recipe.model_validate(values)), lines)
             found = None
         except ValidationError as again:
             found = again

@@ -280,26 +280,42 @@ STAGES: dict[str, Callable[[Run], None]] = {
 }
 
 
-def refuse_misfits(run: Run, stages: list[str]) -> str:
-    """Hold the stages to the processes and the machine before the first one runs; returns the kind of device.
+def misfits(run: Run, stages: list[str]) -> list[str]:
+    """What of the stages does not fit the processes, the machine, or what earlier stages left; a line each."""
+    training = [stage for stage in stages if stage in TRAINING_STAGES]
+    settings = {stage: getattr(run.recipe, stage) for stage in training}
+    problems = [rows_problem(stage, s.batch_tokens // s.row_tokens) for stage, s in settings.items()]
+    checks: list[Callable[[], object]] = [lambda: run.device] if asks_for_device(stages) else []
+    if training == stages:  # what it begins with is there already
+        checks.append(lambda: refuse_beginning(run, training[0]))
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            problems.append(str(error))
+    return list(filter(None, problems))
 
-    A process that runs corpus stages only, or before it trains, does not ask for the device yet.
+
+def asks_for_device(stages: list[str]) -> bool:
+    """A process that runs corpus stages only, or before it trains, does not ask for the device yet."""
+    return processes() > 1 or all(stage in TRAINING_STAGES for stage in stages)
+
+
+def refuse_beginning(run: Run, stage: str) -> None:
+    """Hold a training stage to the shards or to the model that it begins with.
 
     Raises:
         UserError: a line for each misfit.
     """
-    training = [stage for stage in stages if stage in TRAINING_STAGES]
-    settings = {stage: getattr(run.recipe, stage) for stage in training}
-    problems = [rows_problem(stage, s.batch_tokens // s.row_tokens) for stage, s in settings.items()]
-    device_type = ""
-    if training == stages or processes() > 1:
-        try:
-            device_type = run.device.torch_device.type
-        except UserError as error:
-            problems.append(str(error))
-    if any(problems):
-        raise UserError("\n".join(filter(None, problems)))
-    return device_type
+    from mini_chat.trainer.pretrain import refuse_foreign_shards
+    from mini_chat.trainer.stage import load_tokenizer, refuse_misfit
+
+    if stage == "pretrain":
+        refuse_foreign_shards(run.directory)
+        return
+    before = TRAINING_STAGES[TRAINING_STAGES.index(stage) - 1]
+    tokenizer = load_tokenizer(run.directory / "tokenizer")
+    refuse_misfit(stage, getattr(run.recipe, stage), run.directory / before, tokenizer)
 
 
 def run_stages(recipe: Recipe, stages: list[str]) -> None:
@@ -311,7 +327,9 @@ def run_stages(recipe: Recipe, stages: list[str]) -> None:
         UserError: another process works in the run's directory, or a stage's own.
     """
     run = Run(recipe)
-    device_type = refuse_misfits(run, stages)
+    if problems := misfits(run, stages):
+        raise UserError("\n".join(problems))
+    device_type = run.device.torch_device.type if asks_for_device(stages) else ""
     with joined(device_type), exclusive(run.directory) if is_first() else contextlib.nullcontext():
         for number, stage in enumerate(stages, 1):
             if len(stages) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import time
@@ -82,3 +83,23 @@ def run_until_saved(arguments: list[str], output: str, last: int | None) -> None
 
     Checkpoints.save = save_and_die  # type: ignore[method-assign, assignment]
     crash.run(arguments, output, None)
+
+
+def run_with_full_disk(arguments: list[str], output: str, step: int) -> None:
+    """In a process: run the command; from the checkpoint of a step on the second one may write small files only."""
+    from mini_chat.trainer.checkpoint import Checkpoints
+
+    save = Checkpoints.save
+
+    def save_with_little_room(self: Checkpoints, at: int, *others: Any) -> None:
+        if at == step and os.environ["RANK"] == "1":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        save(self, at, *others)
+
+    Checkpoints.save = save_with_little_room  # type: ignore[method-assign, assignment]
+    crash.run(arguments, output, None)
+
+
+def run_second_with(arguments: list[str], options: list[str], output: str) -> None:
+    """In a process: run the command, in all but the first with more options."""
+    crash.run([*arguments, *(options if os.environ["RANK"] != "0" else [])], output, None)

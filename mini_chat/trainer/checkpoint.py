@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,11 +108,15 @@ class Checkpoints:
         partial = path.with_name(path.name + ".partial")
 
         def write_part() -> None:
-            dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True))
+            with plain_errors():
+                dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True))
 
         if not is_first():
             wait_for_all()
-            write_part()
+            try:
+                write_part()
+            except OSError as error:
+                raise UserError(f"{path}: cannot write ({error})") from error
             wait_for_all()
             return
         with atomic_directory(path) as made:
@@ -236,8 +241,22 @@ def load_shards(path: Path, model: nn.Module, optimizers: Optimizers) -> None:
     state = {name: parameter.detach() for name, parameter in model.named_parameters()}
     shapes = {key: entry.size for key, entry in saved.items() if key not in state}  # type: ignore[union-attr]
     of_optimizers = optimizers.empty_state(shapes)
-    dcp.load(state | of_optimizers, storage_reader=reader, no_dist=True)
+    with plain_errors():
+        dcp.load(state | of_optimizers, storage_reader=reader, no_dist=True)
     optimizers.load_state_tensors(of_optimizers)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """torch's account of what some of the processes could not do, which is no `Exception`, as an OSError in all."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        process, (first, _) = next(iter(error.failures.items()))
+        what = str(first).strip().splitlines() or [type(first).__name__]
+        raise OSError(f"process {process}: {what[0]}") from error
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from mini_chat.console import say
+from mini_chat.distributed import from_first, rank, summed
 from mini_chat.errors import UserError
 
 SPREAD = ("processes", "parallel")
 """How a run is spread over processes: it may change at every start. Which tokens make a batch stays; bits do not."""
 WITH_SPREAD = ("threads",)
 """What may change together with it: each process takes its part of the cores."""
+CAUSES = dict.fromkeys(("kernels", "compiled"), "it takes a C++ compiler")
+"""Of what is found out, not set, where it comes from."""
 
 
 def refuse_other_run(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
@@ -25,12 +28,40 @@ def refuse_other_run(path: Path, saved: dict[str, Any], current: dict[str, Any])
         )
     spread = differences.keys() & {*SPREAD}
     may_change = {*SPREAD, *WITH_SPREAD} if spread else set()
-    told = [f"{key} was {was}, now {now}" for key, (was, now) in differences.items() if key not in may_change]
+    told = [
+        f"{key} was {was}, now {now}{because(key)}" for key, (was, now) in differences.items() if key not in may_change
+    ]
     if told:
         raise UserError(
             f"{path}: this checkpoint is of another run ({'; '.join(told)}); "
             f"set it back, or remove {path.parent.parent} to begin anew"
         )
+
+
+def refuse_other_process(identity: dict[str, Any]) -> None:
+    """Raise UserError in all processes where one is of another identity than the first; all call.
+
+    The number of threads may differ: some machines have more cores than others.
+    """
+    differences = different(from_first(identity), identity)
+    told = [
+        f"{key} is {here}, there {there}{because(key)}"
+        for key, (there, here) in differences.items()
+        if key not in WITH_SPREAD
+    ]
+    if summed([float(bool(told))]) == [0.0]:
+        return
+    if told:
+        raise UserError(
+            f"this process would not train what process 0 trains ({'; '.join(told)}); start all with the same recipe "
+            "and data, on machines alike"
+        )
+    raise UserError(f"process {rank()} stops: another process would not train the same, and says why")
+
+
+def because(key: str) -> str:
+    """Where a difference comes from that is not set in a recipe, in brackets, or ""."""
+    return f" ({CAUSES[key]})" if key in CAUSES else ""
 
 
 def same_run(saved: dict[str, Any], current: dict[str, Any]) -> bool:

@@ -26,6 +26,7 @@ from mini_chat.trainer.attention import packed_attention, who_sees_whom
 from mini_chat.trainer.checkpoint import Checkpoints
 from mini_chat.trainer.compilation import CompiledLayers, worth_compiling
 from mini_chat.trainer.guard import Guard
+from mini_chat.trainer.identity import refuse_other_process
 from mini_chat.trainer.metrics import Metrics, NoMetrics
 from mini_chat.trainer.optimizer import Optimizers
 from mini_chat.trainer.parallelism import Parallelism
@@ -92,7 +93,7 @@ class Trainer:
             raise UserError(f"{task.name}: there is no document to train on in {task.data.documents.directory}")
         self.steps = settings.steps or math.ceil(settings.epochs * len(task.data) / self.rows_per_step)
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_activations(model)
         self.flops_per_token = training_flops_per_token(model)
         compiles = worth_compiling(
             device.compile,
@@ -106,6 +107,8 @@ class Trainer:
         self.optimizers = Optimizers(model, settings, device.compute_dtype)
         # On a CPU the writing would take cores from the training that it runs beside.
         background = device.torch_device.type != "cpu"
+        identity = identity | {"compiled": compiles}
+        refuse_other_process(identity)
         self.checkpoints = Checkpoints(directory / "state", identity, settings.keep_checkpoints, background)
         self.stop = StopRequests(patient=processes() > 1)
         self.window = Window()
@@ -127,7 +130,7 @@ class Trainer:
     def run(self) -> Outcome:
         """Train to the last step."""
         settings, name = self.settings, self.task.name
-        with self.stop, progress(name, self.steps, "steps") as bar:
+        with self.stop, self.device.in_order(), progress(name, self.steps, "steps") as bar:
             bar.start_at(self.step)
             self.model.train()
             if self.step:  # what came after the checkpoint was lost with the process
@@ -237,7 +240,8 @@ class Trainer:
 
         The same batches on the same weights would fail alike. Where it goes back to is a function of the steps: the
         last checkpoint of the schedule (`checkpoint_every`) before which no step was skipped. So a run that is killed
-        amid all this, and does it again, ends in the same bits.
+        amid all this, and does it again, ends in the same bits. Before the first of those it is whichever is whole: one
+        by the clock, or by a signal.
 
         Raises:
             UserError: there is no checkpoint yet, or training has gone back `max_rollbacks` times.
@@ -245,17 +249,16 @@ class Trainer:
         failed, before, name = self.step, self.at, self.task.name
         in_a_row = f"{name}: {before.bad_steps} steps in a row were skipped (last: step {failed})"
         advice = "lower lr_max or muon_lr_max, or raise spike_factor if such gradients are right"
-        if before.good_step is None:
-            raise UserError(f"{in_a_row} before the first checkpoint; {advice}")
         if before.rollbacks >= self.settings.max_rollbacks:
             raise UserError(
                 f"{in_a_row} after {before.rollbacks} times back to a checkpoint; {advice}; "
                 f"the last good checkpoint is in {self.directory / 'state'}"
             )
         self.metrics.close()
-        state = self.checkpoints.load(self.model, self.optimizers, self.device.torch_device, last=before.good_step)
+        last = failed - before.bad_steps + 1 if before.good_step is None else before.good_step
+        state = self.checkpoints.load(self.model, self.optimizers, self.device.torch_device, last=last)
         if state is None:
-            raise UserError(f"{in_a_row}, and no checkpoint before them is whole; {advice}")
+            raise UserError(f"{in_a_row}, and there is no whole checkpoint from before them; {advice}")
         say(
             f"{in_a_row}; going back to the last good checkpoint, without the batches since "
             f"({before.rollbacks + 1} of {self.settings.max_rollbacks})"
@@ -306,7 +309,8 @@ class Trainer:
             say(f"  {self.task.name} step {step}/{self.steps}{train_loss}  {shown}")
         if self.sample is not None and settings.sample_every and step % settings.sample_every == 0:
             self.model.eval()
-            text = self.parallelism.speak(self.sample)
+            with self.device.in_order(False):
+                text = self.parallelism.speak(self.sample)
             self.model.train()
             self.metrics.write(step, samples=text)
             say(text)
@@ -327,6 +331,14 @@ class Trainer:
             "multiplies at"
         )
         return Outcome(self.steps, at.tokens, at.train_seconds, rate, share, self.validation, at.skipped_steps)
+
+
+def checkpoint_activations(model: SLMForCausalLM) -> None:
+    """Have activations made again, layer by layer, in the backward pass."""
+    if hasattr(model, "activation_checkpointing_enable"):  # transformers' new name; where it is, the old one warns
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def sums_of(found: dict[str, list[Tensor]]) -> dict[str, float]:

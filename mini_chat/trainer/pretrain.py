@@ -8,7 +8,7 @@ from pathlib import Path
 from mini_chat.config import Recipe
 from mini_chat.console import say
 from mini_chat.data.packing import PackedDocuments
-from mini_chat.data.token_shards import TokenDocuments
+from mini_chat.data.token_shards import TokenDocuments, read_manifest
 from mini_chat.device import Device
 from mini_chat.errors import UserError
 from mini_chat.model import SLMForCausalLM
@@ -36,9 +36,8 @@ def pretrain(recipe: Recipe, directory: Path, device: Device, sampler: Sampler |
     """
     settings, out = recipe.pretrain, directory / "pretrain"
     tokenizer = load_tokenizer(directory / "tokenizer")
+    refuse_foreign_shards(directory)
     documents = TokenDocuments(directory / "shards", "train", verify=True)
-    if documents.manifest["tokenizer"] != tokenizer_fingerprint(directory / "tokenizer"):
-        raise UserError(f"{directory / 'shards'}: made with another tokenizer; run `mini-chat shards` again")
     bits = identity(settings, device, seed=recipe.seed, shards=documents.fingerprint, model=recipe.model.model_dump())
     if is_finished(out, bits):
         say(f"pretrain: {out} is finished")
@@ -58,6 +57,17 @@ def pretrain(recipe: Recipe, directory: Path, device: Device, sampler: Sampler |
     sample = (lambda: sampler(model)) if sampler else None
     outcome = train(model, task, settings, out, device, bits, sample)
     finish_stage(out, model, tokenizer, bits, outcome, limit_flops=device.matmul_flops)
+
+
+def refuse_foreign_shards(directory: Path) -> None:
+    """Hold the shards of a run to its tokenizer.
+
+    Raises:
+        UserError: they were made with another one, or there are none.
+    """
+    load_tokenizer(directory / "tokenizer")
+    if read_manifest(directory / "shards")["tokenizer"] != tokenizer_fingerprint(directory / "tokenizer"):
+        raise UserError(f"{directory / 'shards'}: made with another tokenizer; run `mini-chat shards` again")
 
 
 def steps_of_a_shard(documents: TokenDocuments, batch_tokens: int) -> int:

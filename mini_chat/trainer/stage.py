@@ -19,7 +19,7 @@ from mini_chat.distributed import is_first, wait_for_all
 from mini_chat.errors import UserError
 from mini_chat.files import fsync_path, read_json, sha256_file, write_json
 from mini_chat.model import SLMConfig, SLMForCausalLM
-from mini_chat.trainer.identity import same_run
+from mini_chat.trainer.identity import refuse_other_process, same_run
 from mini_chat.trainer.loop import Outcome
 from mini_chat.trainer.parallelism import state_to_write
 
@@ -92,11 +92,17 @@ def load_model(directory: Path) -> SLMForCausalLM:
 def identity(settings: Training, device: Device, **parts: Any) -> dict[str, Any]:
     """What a stage's final bits depend on: its settings, the machine's part, and `parts` (data, first weights, seed).
 
-    How often to log, validate or save is no part of it.
+    How often to log, validate or save is no part of it (where a run goes back to after broken steps depends on the
+    checkpoints that there are); all processes do that alike too.
+
+    Raises:
+        UserError: in one of several processes it is another (all call).
     """
     passing = {"eval_every", "eval_tokens", "sample_every", "log_every"}
     passing |= {"checkpoint_every", "checkpoint_minutes", "checkpoint_shards", "keep_checkpoints"}
-    return {**parts, **device.identity, **settings.model_dump(exclude=passing)}
+    lasting = {**parts, **device.identity}
+    refuse_other_process(lasting | settings.model_dump())
+    return lasting | settings.model_dump(exclude=passing)
 
 
 def weights_fingerprint(directory: Path) -> str:

@@ -18,6 +18,7 @@ import pytest
 import spread
 import torch
 import yaml
+from kernels import needs_kernels
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -147,6 +148,19 @@ def test_two_processes_with_muon_come_as_far_as_one(run: Any) -> None:
     assert found[0][-1] < found[0][0] - 0.5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], SHARDED], ids=["ddp", "fsdp"])
+def test_two_processes_with_compiled_layers_train_what_one_trains(options: list[str], run: Any) -> None:
+    compiled = [*ADAMW, "--machine.compile", "on"]
+    one, two = run("one"), run("two")
+    train(1, one, *compiled)
+    train(2, two, *compiled, *options)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert losses(two, key="grad_norm") == pytest.approx(losses(one, key="grad_norm"), rel=1e-4)
+    state = json.loads((two / "pretrain/state/step-00000006/state.json").read_text())
+    assert state["identity"]["compiled"] is True, "the layers were compiled indeed"
+
+
 @pytest.mark.parametrize("options", [[], SHARDED], ids=["ddp", "fsdp"])
 def test_two_processes_twice_have_the_same_bits(options: list[str], run: Any) -> None:
     one, two = run("one"), run("two")
@@ -240,14 +254,43 @@ def test_what_does_not_fit_the_processes_is_told_at_once_and_once(run: Any) -> N
     directory = run("one")
     log = directory.parent / "one.log"
     words = ["run", str(directory.with_suffix(".yaml")), "--machine.device", "mps", "--pretrain.batch_tokens", "192"]
-    words += ["--dpo.batch_tokens", "128"]
+    words += ["--dpo.batch_tokens", "128", "--sft.lr_max", "0"]
     assert spread.finish(2, words, log) == [1, 1]
     assert log.read_text().splitlines() == [
+        f"mini-chat run: error: {directory}.yaml: sft.lr_max: input should be greater than 0, not 0",
         "mini-chat run: error: pretrain: a batch of 3 rows cannot be shared out among 2 processes; set "
         "pretrain.batch_tokens to 4 times row_tokens, or start another number of processes",
         "mini-chat run: error: dpo: a batch of 1 rows cannot be shared out among 2 processes; set "
         "dpo.batch_tokens to 2 times row_tokens, or start another number of processes",
         "mini-chat run: error: machine.device mps: this machine has no MPS device that torch can use; use auto or cpu",
+    ]
+
+
+def test_shards_that_cannot_be_written_end_all_in_one_line_each_and_the_same_command_goes_on(run: Any) -> None:
+    directory = run("one")
+    log = directory.parent / "one.log"
+    words = ["pretrain", str(directory.with_suffix(".yaml")), *SHARDED]
+    assert spread.statuses(spread.processes(2, spread.run_with_full_disk, words, str(log), 4)) == [1, 1]
+    path = directory / "pretrain/state/step-00000004"
+    said = log.read_text()
+    assert [f"{path}: cannot write (process 1: " in line for line in said.splitlines()[-2:]] == [True, True], said
+    assert "Traceback" not in said
+    assert [one.name for one in path.parent.iterdir()] == ["step-00000002"]
+    assert "going on from step 2" in train(2, directory, *SHARDED)
+
+
+@needs_kernels
+def test_processes_that_would_not_train_the_same_stop_before_the_first_step(run: Any) -> None:
+    directory = run("one")
+    log = directory.parent / "one.log"
+    words = ["pretrain", str(directory.with_suffix(".yaml"))]
+    options = ["--machine.compile", "off", "--pretrain.eval_every", "7"]
+    assert spread.statuses(spread.processes(2, spread.run_second_with, words, options, str(log))) == [1, 1]
+    assert sorted(log.read_text().splitlines()) == [
+        "mini-chat pretrain: error: process 0 stops: another process would not train the same, and says why",
+        "mini-chat pretrain: error: process 1: this process would not train what process 0 trains (compile is off, "
+        "there auto; eval_every is 7, there 3; kernels is False, there True (it takes a C++ "
+        "compiler)); start all with the same recipe and data, on machines alike",
     ]
 
 

@@ -145,6 +145,18 @@ def test_a_run_stopped_amid_bad_steps_goes_back_as_far_as_an_undisturbed_one(pre
     assert weights(stopped) == weights(undisturbed)
 
 
+def test_before_the_first_scheduled_checkpoint_any_whole_one_serves(
+    prepared: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = breaks_for_batches(monkeypatch, {5, 6, 7})
+    seldom = {"checkpoint_every": 1000, "checkpoint_minutes": 1e-9, "keep_checkpoints": 9}  # after every step, that is
+    pretrain(prepared(pretrain=BACK | seldom))
+    said = capsys.readouterr().err
+    assert "3 steps in a row were skipped (last: step 7); going back to the last good checkpoint" in said
+    assert "pretrain: going on from step 5 of 10\n" in said
+    assert taken[7:9] == [7, 8]
+
+
 def test_batches_that_stay_broken_end_in_one_line(prepared: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = prepared(pretrain=BACK | {"max_rollbacks": 2})
     breaks_for_batches(monkeypatch, set(range(5, 1000)))
@@ -162,8 +174,8 @@ def test_broken_from_the_beginning_is_one_line(prepared: Make, monkeypatch: pyte
     with pytest.raises(UserError) as caught:
         pretrain(prepared(pretrain=BACK))
     assert str(caught.value) == (
-        "pretrain: 3 steps in a row were skipped (last: step 2) before the first checkpoint; lower lr_max or "
-        "muon_lr_max, or raise spike_factor if such gradients are right"
+        "pretrain: 3 steps in a row were skipped (last: step 2), and there is no whole checkpoint from before them; "
+        "lower lr_max or muon_lr_max, or raise spike_factor if such gradients are right"
     )
 
 

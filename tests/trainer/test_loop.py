@@ -178,6 +178,7 @@ def test_the_micro_batch_changes_nothing_but_rounding(section: dict[str, Any], p
     assert found[2] == pytest.approx(found[0], rel=1e-4)
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_gradient_checkpointing_changes_nothing_but_rounding(prepared: Make) -> None:
     found = []
     for checkpointing in (False, True):
