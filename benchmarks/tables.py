@@ -146,6 +146,12 @@ TABLES: dict[str, tuple[str, list[tuple[str, str, str, Form]]]] = {
             ("124M: over stock under bf16 autocast", "1.24 亿参数：相对 bf16 autocast 原版循环", "over_bf16", times),
             ("124M: share of the rate of products", "1.24 亿参数：占矩阵乘法速率的比例", "share_of_limit", share),
             (
+                "124M: the same with Muon, at so small a batch",
+                "1.24 亿参数：批量这样小时改用 Muon",
+                "124m_muon_tokens_per_s",
+                count,
+            ),
+            (
                 "124M: packed short documents over one a row",
                 "1.24 亿参数：打包短文档相对每行一篇",
                 "packed_short_over_long",
@@ -159,6 +165,7 @@ TABLES: dict[str, tuple[str, list[tuple[str, str, str, Form]]]] = {
             ),
             ("124M: that over the plain loop's", "1.24 亿参数：相对原版循环的峰值内存", "peak_over_plain", share),
             ("small: tokens/s", "小模型：tokens/s", "small_ours_tokens_per_s", count),
+            ("small: the same with Muon", "小模型：改用 Muon", "small_muon_tokens_per_s", count),
             ("small: over stock in float32", "小模型：相对 float32 原版循环", "small_over_fp32", times),
             ("small: over stock under bf16 autocast", "小模型：相对 bf16 autocast 原版循环", "small_over_bf16", times),
             ("small: share of the rate of products", "小模型：占矩阵乘法速率的比例", "small_share_of_limit", share),
@@ -175,7 +182,9 @@ TABLES: dict[str, tuple[str, list[tuple[str, str, str, Form]]]] = {
         [
             ("plain loop, bits per byte after 15 minutes", "朴素循环 15 分钟后的每字节比特数", "plain_15min_bpb", bits),
             ("ours reaches that after", "本项目达到它用时", "plain_15min_reached_s", seconds),
+            ("the latest of three seeds", "三个种子中最晚的", "plain_15min_reached_latest_s", seconds),
             ("ours, bits per byte after 45 seconds", "本项目 45 秒后的每字节比特数", "ours_45s_bpb", bits),
+            ("from the best to the worst of three seeds", "三个种子中最好与最差之差", "ours_45s_spread", bits),
             (
                 "strong loop, bits per byte after 10 minutes",
                 "强循环 10 分钟后的每字节比特数",
@@ -198,6 +207,7 @@ TABLES: dict[str, tuple[str, list[tuple[str, str, str, Form]]]] = {
         [
             ("runs killed with -9 at random instants", "随机时刻 kill -9 的次数", "kills", count),
             ("of those, ended in the weights of an undisturbed run", "其中最终权重逐位相同", "kills_identical", count),
+            ("of those, with compiled layers", "其中使用编译的层", "kills_compiled", count),
             ("of those, while a checkpoint was being written", "其中正在写检查点", "kills_while_saving", count),
             ("steps between checkpoints", "检查点间隔的步数", "kills_checkpoint_every", count),
             ("most steps made again after a kill", "一次中断后重做的最多步数", "kills_most_steps_lost", count),

@@ -5,7 +5,8 @@
 A small model on the embedded world is trained through the command line, once undisturbed, and then again and again:
 each run is killed after a random part of that time, every third one while a checkpoint is being written, every fifth
 one twice, and started again by the same command. Compared are the final weights, bit for bit, and the step from which
-it goes on with the one that it had reached, which the metrics tell.
+it goes on with the one that it had reached, which the metrics tell. Two threads compute, by our kernels where there is
+a C++ compiler; a fifth of the kills are of runs whose layers are compiled too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -33,7 +36,7 @@ POLL_SECONDS = 0.0005
 RECIPE = {
     "name": "kills",
     "stages": ["world", "tokenizer", "shards", "pretrain"],
-    "machine": {"device": "cpu", "threads": 1, "processes": 1},
+    "machine": {"device": "cpu", "threads": 2, "processes": 1},
     "world": {"pretrain_documents": 2000, "sft_dialogues": 10, "preferences": 10, "held_out_preferences": 10},
     "tokenizer": {"vocab_size": 1664, "hanzi": "corpus", "reserved_tokens": 16},
     "model": {
@@ -57,6 +60,10 @@ RECIPE = {
 }
 
 
+COMPILED = ("--machine.compile", "on")
+COMPILED_SHARE = 0.2  # of the kills: such a run takes several times as long to begin
+
+
 def command(stage: str, recipe: Path, out: Path) -> list[str]:
     """What the user types."""
     return [sys.executable, "-m", "mini_chat", stage, str(recipe), "--out", str(out)]
@@ -65,10 +72,10 @@ def command(stage: str, recipe: Path, out: Path) -> list[str]:
 class Training:
     """A run's directory, and the processes that are started and killed in it."""
 
-    def __init__(self, recipe: Path, prepared: Path, out: Path) -> None:
+    def __init__(self, recipe: Path, prepared: Path, out: Path, options: Sequence[str] = ()) -> None:
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(prepared, out)
-        self.words, self.out = command("pretrain", recipe, out), out
+        self.words, self.out = [*command("pretrain", recipe, out), *options], out
         self.log = out / "log"
         self.lost_steps: list[int] = []
 
@@ -126,43 +133,61 @@ class Training:
         return sha256_file(self.out / "pretrain" / "model.safetensors")
 
 
+@dataclass
+class Tally:
+    """What came of the kills so far."""
+
+    kills: int = 0
+    identical: int = 0
+    while_saving: int = 0
+    lost_steps: list[int] = field(default_factory=list)
+
+
 def measure(kills: int = 50, seed: int = 1) -> dict[str, float]:
     """Of so many kills, after how many the weights were the same; and the most steps that one of them cost."""
-    draw = random.Random(seed)
-    done = identical = in_writing = 0
-    lost: list[int] = []
+    draw, tally = random.Random(seed), Tally()
+    compiled = round(COMPILED_SHARE * kills)
     with tempfile.TemporaryDirectory(prefix="mini-chat-kills-") as scratch:
         folder = Path(scratch)
         recipe, prepared = folder / "recipe.yaml", folder / "prepared"
         recipe.write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
         for stage in ("world", "tokenizer", "shards"):
             subprocess.run([*command(stage, recipe, prepared), "--quiet"], check=True)
-        undisturbed = Training(recipe, prepared, folder / "undisturbed")
-        began = time.monotonic()
-        undisturbed.finish()
-        whole = time.monotonic() - began
-        expected = undisturbed.weights()
-        round_ = 0
-        while done < kills:
-            run, deaths = Training(recipe, prepared, folder / "killed"), 0
-            for _ in range(1 + (round_ % 5 == 0)):
-                writing = round_ % 3 == 0
-                if done + deaths < kills and run.killed(draw.uniform(0.05, 1.0) * whole, writing):
-                    deaths += 1
-                    in_writing += writing
-            round_ += 1
-            run.finish()
-            same = run.weights() == expected
-            done, identical = done + deaths, identical + deaths * same
-            lost += run.lost_steps
-            print(f"  {done:3} kills, {identical} identical, at most {max(lost, default=0)} steps again", flush=True)
+        kill_runs(recipe, prepared, folder, (), kills - compiled, draw, tally)
+        kill_runs(recipe, prepared, folder, COMPILED, kills, draw, tally)
     return {
-        "kills": done,
-        "kills_identical": identical,
-        "kills_while_saving": in_writing,
-        "kills_most_steps_lost": max(lost, default=0),
+        "kills": tally.kills,
+        "kills_identical": tally.identical,
+        "kills_compiled": compiled,
+        "kills_while_saving": tally.while_saving,
+        "kills_most_steps_lost": max(tally.lost_steps, default=0),
         "kills_checkpoint_every": EVERY,
     }
+
+
+def kill_runs(
+    recipe: Path, prepared: Path, folder: Path, options: Sequence[str], kills: int, draw: random.Random, tally: Tally
+) -> None:
+    """Kill runs with some options, and hold each to an undisturbed one, until the tally has so many kills in all."""
+    undisturbed = Training(recipe, prepared, folder / "undisturbed", options)
+    began = time.monotonic()
+    undisturbed.finish()
+    whole = time.monotonic() - began
+    round_ = 0
+    while tally.kills < kills:
+        run, deaths = Training(recipe, prepared, folder / "killed", options), 0
+        for _ in range(1 + (round_ % 5 == 0)):
+            writing = round_ % 3 == 0
+            if tally.kills + deaths < kills and run.killed(draw.uniform(0.05, 1.0) * whole, writing):
+                deaths += 1
+                tally.while_saving += writing
+        round_ += 1
+        run.finish()
+        tally.kills += deaths
+        tally.identical += deaths * (run.weights() == undisturbed.weights())
+        tally.lost_steps += run.lost_steps
+        again = max(tally.lost_steps, default=0)
+        print(f"  {tally.kills:3} kills, {tally.identical} identical, at most {again} steps again", flush=True)
 
 
 def main() -> int:
