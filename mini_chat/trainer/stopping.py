@@ -72,12 +72,17 @@ class StopRequests:
         """Work that may be cut off anywhere: it changes nothing that a checkpoint holds.
 
         Raises:
-            GivenUp: within the block, GRACE_SECONDS after a request.
+            GivenUp: within the block, GRACE_SECONDS after a request; or where the work fails after one, since the same
+                signal may have ended a process that it needs: a compiler, or another that trains.
         """
         try:
             self.may_raise = True
             if self.late:
                 raise GivenUp
             yield
+        except Exception as error:
+            if self.asked:
+                raise GivenUp from error
+            raise
         finally:
             self.may_raise = False

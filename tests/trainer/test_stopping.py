@@ -48,6 +48,16 @@ def test_long_work_is_given_up_soon_after_a_request(monkeypatch: pytest.MonkeyPa
             pytest.fail("nor is other work begun")
 
 
+def test_work_that_fails_after_a_request_is_given_up_and_before_one_it_fails() -> None:
+    """Ctrl-C ends the compiler that a first step waits for."""
+    with StopRequests() as stop:
+        with pytest.raises(ZeroDivisionError), stop.given_up_if_late():
+            raise ZeroDivisionError
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(GivenUp), stop.given_up_if_late():
+            raise ZeroDivisionError
+
+
 def test_work_that_may_not_be_given_up_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "GRACE_SECONDS", 0.05)
     with StopRequests() as stop:
