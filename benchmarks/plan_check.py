@@ -234,7 +234,7 @@ def compare(name: str, found: dict[str, Any]) -> Comparison:
     sizes = np.array(lengths(case, np.random.default_rng(SEED)), float)
     keys = keys_seen(case.settings.row_tokens, float((sizes**2).sum() / sizes.sum()))
     compiled, on_cpu = case.compiled and not case.shape.num_experts, machine.kind == "cpu"
-    compute = Compute(machine.compute_bytes, compiled, chunk_logits(machine.kind), kernels=on_cpu)
+    compute = Compute(machine.compute_bytes, compiled, chunk_logits(machine.kind), kernels=on_cpu, one_heap=on_cpu)
     parameters = count(case.shape, case.vocab_size)
     shape_of = (case.shape, parameters, case.settings, case.vocab_size, compute)
     memory = peak(*shape_of, constants.memory)
@@ -252,14 +252,19 @@ def compare(name: str, found: dict[str, Any]) -> Comparison:
     )
 
 
-def compared(names: Iterable[str], kept: bool = False) -> list[Comparison]:
-    """Each case run in a process of its own (or `kept` from the last time that it was), and compared."""
+def compared(names: Iterable[str], kept: bool = False, memory_only: bool = False) -> list[Comparison]:
+    """Each case run in a process of its own (or `kept` from the last time that it was), and compared.
+
+    Args:
+        memory_only: of the runs keep the peak of memory alone, beside the times of the last ones.
+    """
     results = []
     for name in names:
         if not kept:
             words = [sys.executable, "-m", "benchmarks.plan_check", "--case", name]
             output = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
-            keep(name, json.loads(output.splitlines()[-1]))
+            found = json.loads(output.splitlines()[-1])
+            keep(name, kept_runs()[name] | {"peak_bytes": found["peak_bytes"]} if memory_only else found)
         one = compare(name, kept_runs()[name])
         print(
             f"  {name:<22} {one.step_seconds:7.3f} s a step, predicted {one.predicted_seconds:7.3f} "
@@ -282,21 +287,21 @@ def kept_runs() -> dict[str, dict[str, Any]]:
     return {name: found for name, found in json.loads(path.read_text(encoding="utf-8")).items() if name in CASES}
 
 
-def measure(kept: bool = False) -> dict[str, float]:
-    """The largest relative errors over the judged runs."""
-    results = compared(JUDGED, kept)
+def measure(kept: bool = False, memory_only: bool = False) -> dict[str, float]:
+    """The largest relative errors over the judged runs; see `compared`."""
+    results = compared(JUDGED, kept, memory_only)
     return {
         "plan_memory_error": max(one.memory_error for one in results),
         "plan_time_error": max(one.time_error for one in results),
     }
 
 
-def fit(time: bool = True, kept: bool = False) -> None:
+def fit(kept: bool = False, memory_only: bool = False) -> None:
     """Fit the constants to this machine, and write them, with where they are from, into the plan's rates.yaml."""
     from mini_chat.device import choose
     from mini_chat.plan.rates import PATH, MemoryRates, TimeRates, section
 
-    results = compared(FITTED, kept)
+    results = compared(FITTED, kept, memory_only)
     kinds = list(TimeRates.__annotations__)
     columns = np.array([[1.0, one.is_compiled, one.expert_product, one.tensors] for one in results])
     found = least_squares(columns, np.array([float(one.peak_bytes) for one in results]), np.array([0, 0, 0, 1.0]))
@@ -306,7 +311,7 @@ def fit(time: bool = True, kept: bool = False) -> None:
     values = yaml.safe_load(PATH.read_text(encoding="utf-8"))
     here = section("cpu", choose(Machine(device="cpu")).precision)
     values[here] |= {"memory_from": about, "memory": rounded(vars(memory))}
-    if time:
+    if not memory_only:
         work = np.array([[getattr(one.work, kind) for kind in kinds] for one in results])
         factors = least_squares(work, np.array([one.step_seconds for one in results]), np.zeros(len(kinds)))
         values[here] |= {"time_from": about, "time": rounded(dict(zip(kinds, factors.tolist(), strict=True)))}
@@ -347,7 +352,7 @@ def least_squares(columns: np.ndarray, wanted: np.ndarray, floor: np.ndarray) ->
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--fit", action="store_true", help="fit the constants of mini_chat/plan/rates.yaml first")
-    parser.add_argument("--memory-only", action="store_true", help="with --fit: leave the constants of time alone")
+    parser.add_argument("--memory-only", action="store_true", help="leave times, and their constants, as they are")
     parser.add_argument("--kept", action="store_true", help="make no runs, take what was measured of the last ones")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -355,5 +360,5 @@ if __name__ == "__main__":
         print(json.dumps(run(CASES[options.case])))
     else:
         if options.fit:
-            fit(not options.memory_only, options.kept)
-        print(table(measure(options.kept)))
+            fit(options.kept, options.memory_only)
+        print(table(measure(options.kept, options.memory_only)))

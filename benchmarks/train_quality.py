@@ -1,6 +1,6 @@
 """How soon our loop has learnt what two other loops have learnt after a quarter of an hour, on real bilingual text.
 
-    MINI_CHAT_DATA=/path/to/data python -m benchmarks.train_quality [--quick] [--against plain]
+    MINI_CHAT_DATA=/path/to/data python -m benchmarks.train_quality [--quick] [--against plain] [--kept]
     python -m benchmarks.train_quality --plot
 
 The same model (6 layers × 256, vocabulary 6,400), tokenizer, text and machine for all, seconds of training by the
@@ -37,11 +37,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import train_curves
-from benchmarks.results import table, write
+from benchmarks.results import RESULTS, table, write
 from benchmarks.train_curves import Curve
 from mini_chat.cli import prepare_environment
 from mini_chat.config import Machine, Recipe, load_recipe
 from mini_chat.console import say
+from mini_chat.files import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -303,12 +304,17 @@ def latest(times: list[float | str]) -> float | str:
     return "never" if "never" in times else max(times, key=float)
 
 
-def measure(scale: float = 1.0, against: Sequence[str] = LOOPS) -> dict[str, float | str]:
-    """The figures; `scale` shortens everything, to see that it runs, and then the curves are not kept."""
+def measure(scale: float = 1.0, against: Sequence[str] = LOOPS, kept: bool = False) -> dict[str, float | str]:
+    """The figures; `scale` shortens everything, to see that it runs, and then the curves are not kept.
+
+    Args:
+        kept: run our loop alone, beside what the others came to when they last ran.
+    """
     prepare_environment()
     corpus = Corpus(prepared(), EVAL_ROWS if scale > 0.1 else 1)
     trial = ours(corpus, 0)
     rate = (trial["steps"] - 1) / trial["seconds"]
+    earlier = read_json(RESULTS / "train.json") if kept else {}
     figures: dict[str, float | str] = {}
     curves: dict[str, Curve] = {}
     if "plain" in against:
@@ -319,14 +325,16 @@ def measure(scale: float = 1.0, against: Sequence[str] = LOOPS) -> dict[str, flo
             other = Corpus(corpus.recipe.model_copy(update={"seed": seed}), corpus.eval_rows)
             seeds.append(ours(other, 45 * scale, rate))
             say(f"ours, 45 s, seed {seed}: {seeds[-1]['bpb']:.3f}")
-        result = plain(corpus, 900 * scale)
-        say(f"plain: {result['bpb']:.3f}")
-        curves |= {"plain": result["curve"], "ours_45s": short["curve"]}
+        curves["ours_45s"] = short["curve"]
+        target = float(earlier.get("plain_15min_bpb", math.nan))
+        if not kept:
+            result = plain(corpus, 900 * scale)
+            say(f"plain: {result['bpb']:.3f}")
+            target, curves["plain"] = result["bpb"], result["curve"]
+            figures |= {"plain_15min_bpb": target, "plain_15min_steps": result["steps"]}
         figures |= {
-            "plain_15min_bpb": result["bpb"],
-            "plain_15min_steps": result["steps"],
-            "plain_15min_reached_s": reached(short["curve"], result["bpb"]),
-            "plain_15min_reached_latest_s": latest([reached(one["curve"], result["bpb"]) for one in seeds]),
+            "plain_15min_reached_s": reached(short["curve"], target),
+            "plain_15min_reached_latest_s": latest([reached(one["curve"], target) for one in seeds]),
             "ours_45s_spread": max(one["bpb"] for one in seeds) - min(one["bpb"] for one in seeds),
             "ours_45s_bpb": short["bpb"],
             "ours_45s_seconds": short["seconds"],
@@ -334,17 +342,22 @@ def measure(scale: float = 1.0, against: Sequence[str] = LOOPS) -> dict[str, flo
     if "strong" in against:
         long = ours(corpus, 300 * scale, rate)
         say(f"ours, 300 s: {long['bpb']:.3f}")
-        tried = [strong(corpus, 60 * scale, lr, validations=1) for lr in RATES]
-        best = min(tried, key=lambda result: result["bpb"])
-        result = strong(corpus, 600 * scale, best["rate"])
-        say(f"strong: {result['bpb']:.3f} at {best['rate']:g}")
-        curves |= {"strong": result["curve"], "ours_5min": long["curve"]}
+        curves["ours_5min"] = long["curve"]
+        target = float(earlier.get("strong_10min_bpb", math.nan))
+        if not kept:
+            tried = [strong(corpus, 60 * scale, lr, validations=1) for lr in RATES]
+            best = min(tried, key=lambda result: result["bpb"])
+            result = strong(corpus, 600 * scale, best["rate"])
+            say(f"strong: {result['bpb']:.3f} at {best['rate']:g}")
+            target, curves["strong"] = result["bpb"], result["curve"]
+            figures |= {
+                "strong_10min_bpb": target,
+                "strong_10min_steps": result["steps"],
+                "strong_rate": best["rate"],
+                "strong_precision": result["precision"],
+            }
         figures |= {
-            "strong_10min_bpb": result["bpb"],
-            "strong_10min_steps": result["steps"],
-            "strong_rate": best["rate"],
-            "strong_precision": result["precision"],
-            "strong_10min_reached_s": reached(long["curve"], result["bpb"]),
+            "strong_10min_reached_s": reached(long["curve"], target),
             "ours_5min_bpb": long["bpb"],
             "ours_5min_seconds": long["seconds"],
         }
@@ -358,6 +371,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a hundredth of the time, to see that it runs")
     parser.add_argument("--plot", action="store_true", help="measure nothing, draw the curves that were measured")
+    parser.add_argument("--kept", action="store_true", help="run ours alone, beside what the others last came to")
     parser.add_argument("--against", choices=LOOPS, help="beside one of the two loops only, and keep that")
     options = parser.parse_args()
     if options.plot:
@@ -365,9 +379,10 @@ def main() -> int:
     if not os.environ.get("MINI_CHAT_DATA"):
         print("train_quality: error: say where the text is: set MINI_CHAT_DATA to its folder", file=sys.stderr)
         return 2
-    figures = measure(0.01 if options.quick else 1.0, [options.against] if options.against else LOOPS)
+    against = [options.against] if options.against else LOOPS
+    figures = measure(0.01 if options.quick else 1.0, against, options.kept)
     print(table(figures))
-    if options.against and not options.quick:
+    if (options.against or options.kept) and not options.quick:
         print(write("train", figures, "train_quality"))
     return 0
 

@@ -286,7 +286,7 @@ def misfits(run: Run, stages: list[str]) -> list[str]:
     settings = {stage: getattr(run.recipe, stage) for stage in training}
     problems = [rows_problem(stage, s.batch_tokens // s.row_tokens) for stage, s in settings.items()]
     checks: list[Callable[[], object]] = [lambda: run.device] if asks_for_device(stages) else []
-    if training == stages:  # what it begins with is there already
+    if training and training == stages:  # what they begin with is there already
         checks.append(lambda: refuse_beginning(run, training[0]))
     for check in checks:
         try:

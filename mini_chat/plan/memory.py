@@ -31,12 +31,15 @@ class Compute:
         compiled: whether the layers run compiled, which keeps fewer activations.
         chunk_logits: that the loss makes at once.
         kernels: whether our kernels for CPUs are used.
+        one_heap: whether tensors lie in the process's heap, as a CPU's do, where gradients lie among the room that
+            activations leave.
     """
 
     compute_bytes: int
     compiled: bool
     chunk_logits: int = CHUNK_LOGITS
     kernels: bool = False
+    one_heap: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Memory:
         activations: what the backward pass needs of a micro-batch.
         backward: what it makes within a layer, of which only what is over the loss counts.
         loss: the logits of a chunk of positions, their softmax, the gradients that are made with them.
-        orthogonalisation: Muon's, of which only what is over activations and loss counts: they are gone by then.
+        orthogonalisation: Muon's; where the allocator can use what activations and loss leave, what is over them.
         prepared: products of the experts' sizes that the processor's library keeps ready.
         allocator: what lies unused between what is used.
     """
@@ -97,11 +100,12 @@ def peak(
     else:
         loss = loss_bytes(micro_tokens, model.hidden_size, vocab_size, compute, settings.batch_tokens > micro_tokens)
     # A layer's backward pass makes gradients of about the size of what was kept, and what was not kept once more; the
-    # loss is through by then.
-    backward = 2 * micro_tokens * layer_bytes_per_token(model, compute)
-    working = activations + copies + max(loss, backward)
+    # loss is through by then, but for the logits' room where that stays from step to step.
+    room = logits_bytes(micro_tokens, vocab_size, compute) if compute.kernels and not isinstance(settings, Dpo) else 0.0
+    backward = max(0.0, 2 * micro_tokens * layer_bytes_per_token(model, compute) - (loss - room))
+    working = activations + copies + loss + backward
     orthogonalised = NEWTON_SCHULZ_BYTES * largest_stack(model) if settings.optimizer == "muon" else 0
-    over = max(0.0, orthogonalised - working)
+    over = orthogonalised if compute.one_heap else max(0.0, orthogonalised - working)
     used = 2 * (weights + whole) + optimizer + working + over
     return Memory(
         process=rates.process(compute.compiled),
@@ -110,7 +114,7 @@ def peak(
         optimizer=optimizer,
         copies=copies,
         activations=activations,
-        backward=max(0.0, backward - loss),
+        backward=backward,
         loss=loss,
         orthogonalisation=over,
         prepared=rates.expert_products * expert_product_bytes(model, micro_tokens, compute.compute_bytes),
@@ -191,17 +195,22 @@ def layer_bytes_per_token(model: Model, compute: Compute) -> float:
 def loss_bytes(tokens: int, hidden_size: int, vocab_size: int, compute: Compute, adds_up: bool = False) -> float:
     """Most that `losses.total_nll` holds at once.
 
-    Of a chunk of positions the logits and their log-softmax, which our kernels do without; of all positions the hidden
-    states with a label, those filled up to a round number, and their gradient; in bf16 a copy of the head's weights,
-    and a chunk's part of their gradient.
+    Of a chunk of positions the logits; of all positions the hidden states with a label, those filled up to a round
+    number, and their gradient; in bf16 a copy of the head's weights, and a chunk's part of their gradient.
 
     Args:
         adds_up: the head's gradient is made beside that of the micro-batches before, instead of in its place.
     """
     c = compute.compute_bytes
-    logits = min(tokens * vocab_size, max(compute.chunk_logits, vocab_size)) * (c if compute.kernels else 2 * FLOAT32)
     head = (FLOAT32 if adds_up else 0) + (2 * c if c < FLOAT32 else 0)
-    return float(logits + tokens * hidden_size * (FLOAT32 + 2 * c) + head * vocab_size * hidden_size)
+    rest = tokens * hidden_size * (FLOAT32 + 2 * c) + head * vocab_size * hidden_size
+    return logits_bytes(tokens, vocab_size, compute) + float(rest)
+
+
+def logits_bytes(tokens: int, vocab_size: int, compute: Compute) -> float:
+    """The logits of a chunk of positions, and their log-softmax where our kernels do not work in the logits' memory."""
+    numbers = min(tokens * vocab_size, max(compute.chunk_logits, vocab_size))
+    return float(numbers * (compute.compute_bytes if compute.kernels else 2 * FLOAT32))
 
 
 def token_loss_bytes(tokens: int, hidden_size: int, vocab_size: int, compute: Compute) -> float:

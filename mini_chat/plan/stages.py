@@ -99,6 +99,7 @@ def plan_stage(
         is_compiled(recipe, flops if steps else math.inf, machine.kind),
         chunk_logits(machine.kind),
         kernels=machine.kind == "cpu" and recipe.machine.compile != "off",
+        one_heap=machine.kind == "cpu",
     )
     keys = keys_seen(settings.row_tokens, amount.document_tokens)
     kind = parallelism(parameters, machine, recipe.machine.parallel, gpus)

@@ -186,6 +186,7 @@ def test_the_loss_holds_what_is_said(
 ) -> None:
     tokens, width, vocab_size, chunk = 4090, 16, 2048, 1024 * 2048
     monkeypatch.setattr(losses, "CHUNK_LOGITS", chunk)
+    losses.room_for_logits.cache_clear()
     source, head = torch.randn(tokens, width), torch.randn(vocab_size, width, requires_grad=True)
     labels = torch.randint(0, vocab_size, (tokens,))
     with Living() as living, native.in_use(kernels):

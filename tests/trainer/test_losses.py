@@ -107,7 +107,8 @@ def test_a_label_that_the_model_rules_out_costs_what_it_should() -> None:
 def test_the_total_makes_no_logits_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "CHUNK_LOGITS", 50)
     sizes: list[int] = []
-    monkeypatch.setattr(losses.F, "linear", recorded(sizes, lambda x, w: len(x) * len(w), losses.F.linear))
+    made = recorded(sizes, lambda hidden, head, rows: len(hidden) * len(head), losses.chunk_of_logits)
+    monkeypatch.setattr(losses, "chunk_of_logits", made)
     hidden = torch.randn(100, 4, requires_grad=True)
     total_nll(hidden, torch.randn(10, 4, requires_grad=True), torch.zeros(100, dtype=torch.long)).backward()
     assert sizes == [50] * 20
