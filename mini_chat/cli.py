@@ -396,8 +396,9 @@ def guarded(name: str, arguments: list[str]) -> int:
         from mini_chat.distributed import voice
 
         before = voice(error)
-        for line in str(error).splitlines() if before is not None else []:
-            print(f"mini-chat {name}: error: {before}{line}", file=sys.stderr)
+        lines = str(error).splitlines() if before is not None else []
+        # In one piece: `print` writes the end of a line by itself, and another process's line may come between.
+        sys.stderr.write("".join(f"mini-chat {name}: error: {before}{line}\n" for line in lines))
         return EXIT_ERROR
     except KeyboardInterrupt:
         print(f"mini-chat {name}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
