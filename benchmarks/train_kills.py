@@ -173,7 +173,7 @@ def kill_runs(
     began = time.monotonic()
     undisturbed.finish()
     whole = time.monotonic() - began
-    round_ = 0
+    expected, round_ = undisturbed.weights(), 0
     while tally.kills < kills:
         run, deaths = Training(recipe, prepared, folder / "killed", options), 0
         for _ in range(1 + (round_ % 5 == 0)):
@@ -184,7 +184,7 @@ def kill_runs(
         round_ += 1
         run.finish()
         tally.kills += deaths
-        tally.identical += deaths * (run.weights() == undisturbed.weights())
+        tally.identical += deaths * (run.weights() == expected)
         tally.lost_steps += run.lost_steps
         again = max(tally.lost_steps, default=0)
         print(f"  {tally.kills:3} kills, {tally.identical} identical, at most {again} steps again", flush=True)

@@ -53,16 +53,19 @@ def run_recipe(arguments: list[str], stages: list[str] | None = None, default: s
     options = Arguments(arguments)
     path = options.one_positional("recipe") or default
 
+    def named(recipe: Recipe) -> list[str]:
+        return list(recipe.stages) if stages is None else stages
+
     def misfits(recipe: Recipe) -> list[str]:
         from mini_chat import pipeline
 
-        return pipeline.misfits(pipeline.Run(recipe), stages if stages is not None else list(recipe.stages))
+        return pipeline.misfits(pipeline.Run(recipe), named(recipe))
 
     recipe = load_recipe(find_recipe(path) if path else None, options.overrides(), misfits)
     options.finish()
     from mini_chat.pipeline import run_stages
 
-    run_stages(recipe, stages if stages is not None else list(recipe.stages))
+    run_stages(recipe, named(recipe))
     return 0
 
 

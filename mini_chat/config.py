@@ -699,14 +699,14 @@ def all_problems(
     is_sized = isinstance(values.get("model"), dict) and "size" in values["model"]
     found: ValidationError | None = error
 
-    def still_true(new: list[str], told: list[str]) -> list[str]:
+    def still_true(new: list[str]) -> list[str]:
         """Lines that are not told yet, and do not speak of what was left out."""
         words = {line: set(re.findall(r"\w+", line.removeprefix(str(path)))) for line in new}
-        return [line for line in new if line not in told and not left_out & words[line]]
+        return [line for line in new if line not in lines and not left_out & words[line]]
 
     while found is not None:
         new = [line for problem in found.errors() for line in describe(problem, path)]
-        lines += still_true(new, lines)
+        lines += still_true(new)
         taken = [leave_out(values, list(problem["loc"])) for problem in found.errors()]
         if None in taken or not taken:
             break
@@ -714,7 +714,7 @@ def all_problems(
         if is_sized and left_out & {"model", "size"}:  # and with it the values that the size gives
             left_out |= {key.rpartition(".")[2] for key in keys_of_size()}
         try:
-            lines += still_true(more_problems(Recipe.model_validate(values)), lines)
+            lines += still_true(more_problems(Recipe.model_validate(values)))
             found = None
         except ValidationError as again:
             found = again

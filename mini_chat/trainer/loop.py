@@ -107,9 +107,9 @@ class Trainer:
         self.optimizers = Optimizers(model, settings, device.compute_dtype)
         # On a CPU the writing would take cores from the training that it runs beside.
         background = device.torch_device.type != "cpu"
-        identity = identity | {"compiled": compiles}
-        refuse_other_process(identity)
-        self.checkpoints = Checkpoints(directory / "state", identity, settings.keep_checkpoints, background)
+        compiled = {"compiled": compiles}
+        refuse_other_process(compiled)  # the rest was held to the others' by `stage.identity`
+        self.checkpoints = Checkpoints(directory / "state", identity | compiled, settings.keep_checkpoints, background)
         self.stop = StopRequests(patient=processes() > 1)
         self.window = Window()
         self.validation: dict[str, float] = {}

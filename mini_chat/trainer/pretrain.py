@@ -63,10 +63,10 @@ def refuse_foreign_shards(directory: Path) -> None:
     """Hold the shards of a run to its tokenizer.
 
     Raises:
-        UserError: they were made with another one, or there are none.
+        UserError: they were made with another one, or either is missing.
     """
-    load_tokenizer(directory / "tokenizer")
-    if read_manifest(directory / "shards")["tokenizer"] != tokenizer_fingerprint(directory / "tokenizer"):
+    fingerprint = tokenizer_fingerprint(directory / "tokenizer")
+    if read_manifest(directory / "shards")["tokenizer"] != fingerprint:
         raise UserError(f"{directory / 'shards'}: made with another tokenizer; run `mini-chat shards` again")
 
 

@@ -33,14 +33,29 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     Raises:
         UserError: there is none.
     """
-    if not (directory / "tokenizer.json").is_file():
-        raise UserError(f"{directory}: no tokenizer.json; run `mini-chat tokenizer` first or give tokenizer.path")
+    tokenizer_file(directory)
     return PreTrainedTokenizerFast.from_pretrained(directory)
 
 
 def tokenizer_fingerprint(directory: Path) -> str:
-    """The checksum of what decides a tokenizer's ids."""
-    return sha256_file(directory / "tokenizer.json")
+    """The checksum of what decides a tokenizer's ids.
+
+    Raises:
+        UserError: there is none.
+    """
+    return sha256_file(tokenizer_file(directory))
+
+
+def tokenizer_file(directory: Path) -> Path:
+    """What decides a tokenizer's ids.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{directory}: no tokenizer.json; run `mini-chat tokenizer` first or give tokenizer.path")
+    return path
 
 
 def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> SLMForCausalLM:

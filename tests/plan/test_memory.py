@@ -34,7 +34,7 @@ from mini_chat.trainer import losses
 from mini_chat.trainer.attention import packed_attention
 from mini_chat.trainer.checkpoint import Checkpoints
 from mini_chat.trainer.compilation import CompiledLayers, compiler_works
-from mini_chat.trainer.loop import run_packed
+from mini_chat.trainer.loop import checkpoint_activations, run_packed
 from mini_chat.trainer.losses import CHUNK_LOGITS, token_nll, total_nll
 from mini_chat.trainer.optimizer import Optimizers
 
@@ -113,7 +113,7 @@ def test_compiled_layers_keep_as_little_as_the_formula_says() -> None:
 def test_recomputing_keeps_the_layers_inputs_and_one_layer() -> None:
     section = Model(**WIDE)
     model, device = made(section), choose(Machine(device="cpu", precision="bf16", threads=1))
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_activations(model)
     kept, _ = kept_for_backward(model, device, CompiledLayers(model, False))
     compute, tokens = Compute(2, False), ROWS * LENGTH
     one_layer = Model(**WIDE | {"num_hidden_layers": 1})
